@@ -1,0 +1,60 @@
+"""Settings of an engine: plain data, checked when made."""
+
+from dataclasses import dataclass
+
+from specdec.errors import ConfigError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ACCEPTANCE_RULES = ("shared-noise", "rejection")
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_DRAFTERS = ("ngram", "suffix", "prediction")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """How a target is served.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    model: str = DEFAULT_MODEL  # alias, folder, GGUF file or hub id
+    dtype: str = "auto"  # auto: bfloat16 where the machine computes it natively, else float32
+    device: str = "auto"  # auto: cuda where there is one, else cpu
+    drafters: tuple[str, ...] = DEFAULT_DRAFTERS  # () decodes plainly
+    draft_model: str | None = None  # for the drafter `draft-model`
+    acceptance: str = "shared-noise"
+    max_model_len: int | None = None  # None: the checkpoint's own
+    max_batch: int = 32  # sequences in one round
+    cache_gb: float = 2.0  # KV pages
+    page_size: int = 64  # tokens
+    chunk_tokens: int = 256  # prompt tokens computed in one round, all sequences together
+    max_tree_nodes: int = 64  # of one sequence, the root counted
+    max_tree_depth: int = 64
+    prefix_cache: bool = True
+    adaptive: bool = True  # False: drafts are always verified whole, whatever they cost
+    num_threads: int | None = None  # of the CPU path; None: torch's own choice
+
+    def __post_init__(self) -> None:
+        _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        _require(
+            self.acceptance in ACCEPTANCE_RULES, "acceptance", self.acceptance, f"one of {', '.join(ACCEPTANCE_RULES)}"
+        )
+        _require(self.max_model_len is None or self.max_model_len >= 2, "max_model_len", self.max_model_len, "2 or more")
+        _require(self.max_batch >= 1, "max_batch", self.max_batch, "1 or more")
+        _require(self.cache_gb > 0, "cache_gb", self.cache_gb, "above 0")
+        _require(
+            self.page_size >= 16 and self.page_size & (self.page_size - 1) == 0,
+            "page_size", self.page_size, "a power of two, 16 or more",
+        )  # fmt: skip
+        _require(self.chunk_tokens >= 1, "chunk_tokens", self.chunk_tokens, "1 or more")
+        _require(self.max_tree_nodes >= 1, "max_tree_nodes", self.max_tree_nodes, "1 or more")
+        _require(self.max_tree_depth >= 1, "max_tree_depth", self.max_tree_depth, "1 or more")
+        _require(self.num_threads is None or self.num_threads >= 1, "num_threads", self.num_threads, "1 or more")
+        if "draft-model" in self.drafters and self.draft_model is None:
+            raise ConfigError("The drafter draft-model needs a model of its own; name it with --draft-model.")
+
+
+def _require(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name} must be {allowed}, not {value!r}.")
