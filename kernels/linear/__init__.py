@@ -1,0 +1,84 @@
+"""Linear layers whose output row depends on that row alone: the same bits at any number of rows, in any slot.
+
+Legend of shape suffixes: R rows, N output features, K input features.
+"""
+
+import functools
+import platform
+from dataclasses import dataclass
+from enum import Enum
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["PackedWeight", "linear", "pack"]
+
+# from this many rows on, and at its multiples, F.linear gives a row the same bits on the CPU
+_TORCH_ROWS = 16
+# oneDNN lays blocks out for a batch of about this size; its choice does not show in the bits
+_ONEDNN_ROWS = 16
+
+
+class _Path(Enum):
+    ONEDNN = "onednn"
+    TORCH_CPU = "torch-cpu"
+    TORCH = "torch"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A weight [N, K] as its linear layer wants it; `data` may be an opaque oneDNN layout."""
+
+    data: Tensor
+    path: _Path
+    min_rows: int  # fewer rows are computed by another kernel, with other bits
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.numel() * self.data.element_size()
+
+
+@functools.cache
+def _onednn_computes(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available() or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def pack(weight_NK: Tensor, *, keep_plain: bool = False) -> PackedWeight:
+    """Prepare a weight for `linear`; drop the plain one afterwards, the packed one does not refer to it.
+
+    Args:
+        weight_NK: float32, bfloat16 or float16, contiguous.
+        keep_plain: share the storage of `weight_NK` and do not copy it, for a matrix that is also read otherwise
+            (an embedding table that is the output head too). Slower than the packed layout.
+    """
+    assert weight_NK.ndim == 2 and weight_NK.is_floating_point(), weight_NK.shape
+    if weight_NK.device.type != "cpu":
+        return PackedWeight(weight_NK, _Path.TORCH, 1)
+    if not _onednn_computes(weight_NK.dtype):
+        return PackedWeight(weight_NK, _Path.TORCH_CPU, _TORCH_ROWS)
+    data = weight_NK if keep_plain else torch.ops.mkldnn._reorder_linear_weight(weight_NK, _ONEDNN_ROWS)
+    return PackedWeight(data, _Path.ONEDNN, 2 if weight_NK.dtype == torch.float32 else 1)
+
+
+def linear(x_RK: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias, [R, N] in x's dtype, fp32 accumulation.
+
+    Row-invariant on the CPU. On a GPU this is F.linear, whose row invariance the start-up self-test has to show.
+    """
+    num_rows = x_RK.shape[0]
+    if weight.path is _Path.ONEDNN:
+        if num_rows >= weight.min_rows:
+            return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x_RK, weight.data, bias_N, "none", [], ""))
+        return linear(_pad_rows(x_RK, weight.min_rows), weight, bias_N)[:num_rows]
+    if weight.path is _Path.TORCH_CPU and num_rows % weight.min_rows:
+        padded_rows = num_rows + -num_rows % weight.min_rows
+        return F.linear(_pad_rows(x_RK, padded_rows), weight.data, bias_N)[:num_rows]
+    return F.linear(x_RK, weight.data, bias_N)
+
+
+def _pad_rows(x_RK: Tensor, num_rows: int) -> Tensor:
+    return F.pad(x_RK, (0, 0, 0, num_rows - x_RK.shape[0]))

@@ -1,0 +1,475 @@
+"""Triton tree attention: any tree over a paged cache, each row bitwise what it would be decoding alone.
+
+Keys are visited in tiles of one page, each key in the lane of its absolute position; SPLIT positions form a split, whose
+tiles run through one online softmax, and splits merge in ascending order. Where a key is read from (its page, a scratch
+slot), which rows share a program and whether splits merge in registers or through memory are free choices: a masked lane
+adds nothing, row sums are matrix products with ones (one order of addition in every tile shape), and multiplications and
+additions are never contracted.
+
+A program holds `ROWS` neighbouring rows times the query heads of one kv head. Legend: R rows, S sequences, P pages of the
+longest sequence, D depths, H query heads.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from specdec.kernels.linear.kernel import prefetch_l2
+
+SPLIT = 256  # positions; part of the bits
+TILE = 64
+LOG2E = 1.4426950408889634
+MAX_SPLIT_PROGRAMS = 64  # a program walks over every 64th split of longer contexts
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Shape of the launch: speed only, never bits. fused: one program walks over all splits of its rows (prefill)."""
+
+    rows: int
+    warps: int
+    stages: int
+    fused: bool
+
+
+@triton.jit
+def _scores(b_q, b_k, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
+    """Scores times log2(e)."""
+    s = tl.dot(b_q, b_k.T) * SCALE
+    if SOFTCAP > 0:
+        # tanh by exp2, finite for any argument
+        e = tl.exp2(tl.abs(s) * (-2.0 * 1.4426950408889634 / SOFTCAP))
+        s = tl.where(s < 0, -1.0, 1.0) * ((1.0 - e) / (1.0 + e)) * SOFTCAP
+    return s * 1.4426950408889634
+
+
+@triton.jit
+def _softmax_step(s, keep, top):
+    """(weights, factor of the sums so far, new maximum); a row with no key yet keeps -inf and sums of zero."""
+    s = tl.where(keep, s, float("-inf"))
+    new_top = tl.maximum(top, tl.max(s, 1))
+    finite = tl.where(new_top == float("-inf"), 0.0, new_top)
+    return tl.exp2(s - finite[:, None]), tl.exp2(top - finite), new_top
+
+
+@triton.jit
+def _merge_step(top, total, acc, split_top, split_total, split_acc):
+    """Add one split's sums; sums without a key change nothing."""
+    new_top = tl.maximum(top, split_top)
+    finite = tl.where(new_top == float("-inf"), 0.0, new_top)
+    old = tl.exp2(top - finite)
+    new = tl.exp2(split_top - finite)
+    return new_top, total * old + split_total * new, acc * old[:, None] + split_acc * new[:, None]
+
+
+@triton.jit
+def _attend_kernel(
+    p_q,
+    p_k,
+    p_v,
+    p_out,
+    p_tops,
+    p_totals,
+    p_positions,
+    p_sequences,
+    p_bases,
+    p_pages,
+    p_ancestors,
+    R,
+    P,
+    D,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SCALE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    FUSED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid (blocks of ROWS rows, kv heads, splits).
+
+    p_out: float32 sums [split, R, H, HEAD_DIM], beside p_tops and p_totals; FUSED: the result [R, H, HEAD_DIM].
+    """
+    kv_head = tl.program_id(1)
+    m = tl.arange(0, BLOCK_M)
+    local = m // BLOCK_GROUP
+    first_row = tl.program_id(0) * ROWS
+    row = first_row + local
+    head = kv_head * GROUP + m % BLOCK_GROUP
+    m_m = (local < ROWS) & (row < R) & (m % BLOCK_GROUP < GROUP)
+    d = tl.arange(0, BLOCK_DIM)
+    m_d = d < HEAD_DIM
+    lane = tl.arange(0, TILE)
+    ones = tl.full((TILE, 16), 1.0, p_v.dtype.element_ty)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    position = tl.load(p_positions + row, m_m, other=-1).to(tl.int32)
+    sequence = tl.load(p_sequences + row, m_m, other=-1).to(tl.int32)
+    at_q = (row.to(tl.int64) * (KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM + d[None, :]
+    m_q = m_m[:, None] & m_d[None, :]
+    b_q = tl.load(p_q + at_q, m_q, other=0.0)
+    first_sequence = tl.load(p_sequences + first_row).to(tl.int32)
+    last_sequence = tl.max(sequence, 0)
+    last = tl.max(position, 0)
+
+    all_top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    all_total = tl.zeros((BLOCK_M,), tl.float32)
+    all_acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
+    for split in range(tl.program_id(2), last // SPLIT + 1, tl.num_programs(2)):
+        top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        totals = tl.zeros((BLOCK_M, 16), tl.float32)
+        acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
+        for seq in range(first_sequence, last_sequence + 1):
+            mine = sequence == seq
+            base = tl.load(p_bases + seq).to(tl.int32)
+            high = tl.max(tl.where(mine, position, -1), 0) + 1
+            low = split * SPLIT
+            if WINDOW > 0:
+                oldest = tl.min(tl.where(mine, position, 1 << 30), 0) - WINDOW + 1
+                low = tl.maximum(low, oldest // TILE * TILE)
+            for start in range(low, tl.minimum(split * SPLIT + SPLIT, high), TILE):
+                key = start + lane
+                keep = mine[:, None] & (key[None, :] <= position[:, None])
+                if WINDOW > 0:
+                    keep = keep & (key[None, :] > position[:, None] - WINDOW)
+                page = tl.load(p_pages + seq * P + start // PAGE)
+                at_page = (page * KV_HEADS + kv_head) * PAGE + key % PAGE
+                if ROWS == 1:
+                    in_tree = key >= base
+                    m_tree = in_tree & (key < high)
+                    slot = tl.load(p_ancestors + first_row.to(tl.int64) * D + key - base, m_tree, other=0)
+                    at = tl.where(in_tree, (slot // PAGE * KV_HEADS + kv_head) * PAGE + slot % PAGE, at_page)
+                    m_kv = (key < high)[:, None] & m_d[None, :]
+                    at_kv = at[:, None] * HEAD_DIM + d[None, :]
+                    b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
+                    b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
+                    weights, factor, top = _softmax_step(_scores(b_q, b_k, SCALE, SOFTCAP), keep, top)
+                    weights = weights.to(b_v.dtype)
+                    totals = tl.dot(weights, ones, totals * factor[:, None])
+                    acc = tl.dot(weights, b_v, acc * factor[:, None])
+                else:
+                    m_kv = (key < tl.minimum(high, base))[:, None] & m_d[None, :]
+                    at_kv = at_page[:, None] * HEAD_DIM + d[None, :]
+                    b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
+                    b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
+                    s = _scores(b_q, b_k, SCALE, SOFTCAP)
+                    # rows of the tree read the tiles that reach above the base each for itself
+                    own = mine & (position >= base) & (start + TILE > base)
+                    own_first = tl.min(tl.where(own, row, 1 << 30), 0)
+                    own_end = tl.max(tl.where(own, row, -1), 0) + 1
+                    for r in range(own_first, own_end):
+                        at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
+                        b_k_r = tl.load(
+                            p_k + at_r[:, None] * HEAD_DIM + d[None, :], (key < high)[:, None] & m_d[None, :], other=0.0
+                        )
+                        s = tl.where((row == r)[:, None], _scores(b_q, b_k_r, SCALE, SOFTCAP), s)
+                    weights, factor, top = _softmax_step(s, keep, top)
+                    weights = weights.to(b_v.dtype)
+                    totals = tl.dot(weights, ones, totals * factor[:, None])
+                    scaled = acc * factor[:, None]
+                    acc = tl.dot(weights, b_v, scaled)
+                    for r in range(own_first, own_end):
+                        at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
+                        b_v_r = tl.load(
+                            p_v + at_r[:, None] * HEAD_DIM + d[None, :], (key < high)[:, None] & m_d[None, :], other=0.0
+                        )
+                        acc = tl.where((row == r)[:, None], tl.dot(weights, b_v_r, scaled), acc)
+        # every column of the product with ones holds the sum
+        total = tl.max(totals, 1)
+        if FUSED:
+            all_top, all_total, all_acc = _merge_step(all_top, all_total, all_acc, top, total, acc)
+        else:
+            at_split = tl.cast(split, tl.int64) * R * (KV_HEADS * GROUP)
+            at_row = at_split + row.to(tl.int64) * (KV_HEADS * GROUP) + head
+            tl.store(p_tops + at_row, top, m_m)
+            tl.store(p_totals + at_row, total, m_m)
+            tl.store(p_out + at_split * HEAD_DIM + at_q, acc, m_q)
+    if FUSED:
+        tl.store(p_out + at_q, (all_acc / all_total[:, None]).to(p_out.dtype.element_ty), m_q)
+
+
+@triton.jit
+def _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS: tl.constexpr, PAGE: tl.constexpr):
+    """Where row r's key of each lane lies: in its page below the base, at its ancestor's slot above."""
+    in_tree = key >= base
+    depth = tl.minimum(key - base, D - 1)
+    slot = tl.load(p_ancestors + r * D + depth, in_tree & (key < high), other=0)
+    return tl.where(in_tree, (slot // PAGE * KV_HEADS + kv_head) * PAGE + slot % PAGE, at_page)
+
+
+@triton.jit
+def _merge_kernel(
+    p_acc,
+    p_tops,
+    p_totals,
+    p_positions,
+    p_out,
+    R,
+    H: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    SPLIT: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One (row, head) per program: merge its splits in ascending order."""
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK_DIM)
+    m_d = d < HEAD_DIM
+    one = tl.arange(0, 1)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    num_splits = (tl.load(p_positions + row) // SPLIT + 1).to(tl.int32)
+    at = row * H + tl.program_id(1)
+    top = tl.full((1,), float("-inf"), tl.float32)
+    total = tl.zeros((1,), tl.float32)
+    acc = tl.zeros((1, BLOCK_DIM), tl.float32)
+    for start in range(0, num_splits, CHUNK):
+        for step in tl.static_range(CHUNK):
+            split = start + step
+            m_split = one + split < num_splits
+            at_split = tl.cast(split, tl.int64) * R * H + at + one
+            split_top = tl.load(p_tops + at_split, m_split, other=float("-inf"))
+            split_total = tl.load(p_totals + at_split, m_split, other=0.0)
+            split_acc = tl.load(p_acc + at_split[:, None] * HEAD_DIM + d[None, :], m_split[:, None] & m_d[None, :], other=0.0)
+            top, total, acc = _merge_step(top, total, acc, split_top, split_total, split_acc)
+    out = (acc / total[:, None]).to(p_out.dtype.element_ty)
+    tl.store(p_out + (at + one)[:, None] * HEAD_DIM + d[None, :], out, (one == 0)[:, None] & m_d[None, :])
+
+
+@triton.jit
+def _heads_kernel(
+    p_qkv,
+    p_q_norm,
+    p_k_norm,
+    p_cos,
+    p_sin,
+    p_positions,
+    p_slots,
+    p_q,
+    p_k,
+    p_v,
+    p_next,
+    next_bytes,
+    eps,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PAGE: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One (row, head) per program, heads in the order q, k, v: norm, rotate, and store to q or to the row's slot."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    i = tl.arange(0, BLOCK)
+    m_i = i < HALF
+    if PDL:
+        gdc_launch_dependents()
+        if PREFETCH > 0 and tl.program_id(0) == 0:
+            done = head.to(tl.int64) * PREFETCH
+            prefetch_l2(p_next + done // 2, next_bytes - done, PREFETCH, 32)
+        gdc_wait()
+    position = tl.load(p_positions + row)
+    slot = tl.load(p_slots + row)
+    at = p_qkv + (row * (HEADS + 2 * KV_HEADS) + head) * (2 * HALF) + i
+    low = tl.load(at, m_i, other=0.0).to(tl.float32)
+    high = tl.load(at + HALF, m_i, other=0.0).to(tl.float32)
+    DTYPE: tl.constexpr = p_q.dtype.element_ty
+    if head < HEADS + KV_HEADS:
+        if HAS_NORM:
+            p_norm = tl.where(head < HEADS, p_q_norm.to(tl.int64, bitcast=True), p_k_norm.to(tl.int64, bitcast=True))
+            p_norm = p_norm.to(tl.pointer_type(p_q_norm.dtype.element_ty), bitcast=True) + i
+            inverse = tl.rsqrt((tl.sum(low * low, 0) + tl.sum(high * high, 0)) / (2 * HALF) + eps)
+            low = (low * inverse).to(DTYPE).to(tl.float32) * tl.load(p_norm, m_i, other=0.0).to(tl.float32)
+            high = (high * inverse).to(DTYPE).to(tl.float32) * tl.load(p_norm + HALF, m_i, other=0.0).to(tl.float32)
+        cos = tl.load(p_cos + position * HALF + i, m_i, other=0.0)
+        sin = tl.load(p_sin + position * HALF + i, m_i, other=0.0)
+        turned = low * cos - high * sin
+        high = high * cos + low * sin
+        low = turned
+    kv_head = (head - HEADS) % KV_HEADS
+    at_cache = ((slot // PAGE * KV_HEADS + kv_head) * PAGE + slot % PAGE) * (2 * HALF) + i
+    if head < HEADS:
+        p_out = p_q + (row * HEADS + head) * (2 * HALF) + i
+    elif head < HEADS + KV_HEADS:
+        p_out = p_k + at_cache
+    else:
+        p_out = p_v + at_cache
+    tl.store(p_out, low.to(DTYPE), m_i)
+    tl.store(p_out + HALF, high.to(DTYPE), m_i)
+
+
+def heads_triton(
+    qkv_RC: Tensor,
+    q_norm_D: Tensor | None,
+    k_norm_D: Tensor | None,
+    cos_PD: Tensor,
+    sin_PD: Tensor,
+    *,
+    positions_R: Tensor,
+    slots_R: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    eps: float = 1e-6,
+    pdl: bool = True,
+    prefetch: Tensor | None = None,
+) -> Tensor:
+    """Per-head RMS norm (where given) and rotary embedding of q and k, K and V written to the rows' slots.
+
+    qkv: [R, (H + 2 * kv heads) * head_dim] contiguous; cos, sin: float32 [positions, head_dim / 2]. `prefetch`: the weight
+    that is read after attention, asked for in L2 while attention leaves the memory idle. Returns q [R, H, head_dim].
+    """
+    kv_heads, page, head_dim = k_pages.shape[1:]
+    num_rows = qkv_RC.shape[0]
+    all_heads = qkv_RC.shape[1] // head_dim
+    heads = all_heads - 2 * kv_heads
+    q = qkv_RC.new_empty((num_rows, heads, head_dim))
+    share = 0 if prefetch is None else triton.cdiv(prefetch.nbytes, all_heads * 512) * 512
+    _heads_kernel[(num_rows, all_heads)](
+        qkv_RC,
+        q_norm_D,
+        k_norm_D,
+        cos_PD,
+        sin_PD,
+        positions_R,
+        slots_R,
+        q,
+        k_pages,
+        v_pages,
+        prefetch,
+        0 if prefetch is None else prefetch.nbytes,
+        eps,
+        heads,
+        kv_heads,
+        head_dim // 2,
+        triton.next_power_of_2(head_dim // 2),
+        page,
+        q_norm_D is not None,
+        share if pdl else 0,
+        PDL=pdl,
+        launch_pdl=pdl,
+        num_warps=1,
+        enable_fp_fusion=False,
+    )
+    return q
+
+
+def tree_attention_triton(
+    q_RHD: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    *,
+    page_table_SP: Tensor,
+    sequences_R: Tensor,
+    positions_R: Tensor,
+    bases_S: Tensor,
+    ancestor_slots_RD: Tensor,
+    max_positions: int,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    pdl: bool = True,
+    plan: Plan | None = None,
+) -> Tensor:
+    """Attention of every row over its own history: cached keys below its sequence's base, its ancestors from there on.
+
+    q: [R, H, head_dim] contiguous, bf16 or fp16; k_pages, v_pages: [pages, kv heads, 64, head_dim] contiguous, q's dtype, the
+    rows' own K and V written already; the tables int64, as in `RoundRows`, rows of one sequence neighbours. max_positions
+    bounds positions_R + 1 and sizes the launch, so that a captured graph serves all lengths up to it. Returns [R, H, head_dim]
+    in q's dtype.
+    """
+    num_rows, heads, head_dim = q_RHD.shape
+    kv_heads, page = k_pages.shape[1], k_pages.shape[2]
+    assert page % TILE == 0, "a tile lies in one page"
+    assert heads % kv_heads == 0, "the heads divide evenly over the kv heads"
+    group = heads // kv_heads
+    block_group, block_dim = triton.next_power_of_2(group), triton.next_power_of_2(head_dim)
+    plan = plan or choose_plan(num_rows, len(bases_S), block_group)
+    splits = triton.cdiv(max_positions, SPLIT)
+    out = torch.empty_like(q_RHD)
+    if plan.fused:
+        acc, tops, totals = out, None, None
+    else:
+        acc = q_RHD.new_empty((splits, num_rows, heads, head_dim), dtype=torch.float32)
+        tops, totals = acc.new_empty((2, splits, num_rows, heads))
+    _attend_kernel[(triton.cdiv(num_rows, plan.rows), kv_heads, 1 if plan.fused else min(splits, MAX_SPLIT_PROGRAMS))](
+        q_RHD,
+        k_pages,
+        v_pages,
+        acc,
+        tops,
+        totals,
+        positions_R,
+        sequences_R,
+        bases_S,
+        page_table_SP,
+        ancestor_slots_RD,
+        num_rows,
+        page_table_SP.shape[1],
+        ancestor_slots_RD.shape[1],
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        BLOCK_GROUP=block_group,
+        HEAD_DIM=head_dim,
+        BLOCK_DIM=block_dim,
+        PAGE=page,
+        TILE=TILE,
+        SPLIT=SPLIT,
+        SCALE=scale,
+        WINDOW=window or 0,
+        SOFTCAP=softcap or 0.0,
+        ROWS=plan.rows,
+        BLOCK_M=max(16, plan.rows * block_group),
+        FUSED=plan.fused,
+        PDL=pdl,
+        launch_pdl=pdl,
+        num_warps=plan.warps,
+        num_stages=plan.stages,
+        enable_fp_fusion=False,
+    )
+    if not plan.fused:
+        _merge_kernel[(num_rows, heads)](
+            acc,
+            tops,
+            totals,
+            positions_R,
+            out,
+            num_rows,
+            heads,
+            head_dim,
+            block_dim,
+            SPLIT,
+            4,
+            PDL=pdl,
+            launch_pdl=pdl,
+            num_warps=1,
+            enable_fp_fusion=False,
+        )
+    return out
+
+
+def choose_plan(num_rows: int, num_sequences: int, block_group: int) -> Plan:
+    """Rows that share a program: one while rows are few or each has its own sequence, a matrix tile's worth for chunks."""
+    per_sequence = num_rows // max(1, num_sequences)
+    if per_sequence >= 64:
+        return Plan(max(2, 128 // block_group), 8, 2, True)
+    if per_sequence >= 4 and block_group < 16:
+        return Plan(max(2, 16 // block_group), 4, 3, False)
+    return Plan(1, 4, 3, False)

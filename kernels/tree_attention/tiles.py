@@ -1,0 +1,234 @@
+"""Tree attention with batched matrix products over page-sized tiles: the CPU path, written for the machine.
+
+For each sequence: scores of all its rows against the full tiles that they share, one product per (tile, kv head);
+then the tail tiles, which hold chunk and tree positions. Rows on the spine read their tail from the pages; rows off it
+read tiles gathered per leaf, each key in the lane of its absolute position, so that a row's products and sums are the
+ones it would have had decoding alone. The exact maximum over all tiles, exp, and fixed-order sums over tiles follow.
+
+Matrix products keep a row's bits when the row count is a multiple of ROW_BLOCK; every product is padded to that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+ROW_BLOCK = 16
+MAX_SCORES = 1 << 24  # floats of one score buffer; more rows are done in blocks
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class LeafGroup:
+    """Rows off the spine that lie on the path to one leaf, and the tail tiles of that path."""
+
+    rows: Tensor  # int64 [n], among the sequence's rows
+    slots: Tensor  # int64 [tail tiles * page size], 0 where no key lies
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How one sequence's rows read the cache; made once a round, used by every layer."""
+
+    row_start: int
+    num_rows: int
+    num_chain: int  # leading rows that read all of their history from the pages
+    num_full: int  # tiles that every row sees whole
+    pages: Tensor  # int64 [tiles]
+    first_page: int | None  # when the pages are neighbours: a view serves instead of a copy
+    positions: Tensor  # int64 [num_rows]
+    leaves: tuple[LeafGroup, ...]
+    masks: dict[tuple[int, int, int, int | None], Tensor] = field(default_factory=dict)  # see `hidden`
+
+    def hidden(self, block: slice, group: int, page_size: int, window: int | None) -> Tensor:
+        """bool [tiles that may be hidden, 1, rows of the block * group, page size]: keys that a row must not see.
+
+        Tiles below `num_full` are seen whole unless there is a window. The same for all layers, so it is kept.
+        """
+        key = (block.start, block.stop, group, window)
+        if key not in self.masks:
+            positions = self.positions[block].repeat_interleave(group)[:, None]
+            first = 0 if window is not None else self.num_full
+            keys = torch.arange(first * page_size, len(self.pages) * page_size, device=positions.device)
+            keys = keys.view(-1, 1, 1, page_size)
+            mask = keys > positions
+            self.masks[key] = mask if window is None else mask | (keys <= positions - window)
+        return self.masks[key]
+
+
+def plan_tiles(
+    *,
+    row_start: int,
+    positions: IntArray,
+    ancestor_slots: IntArray,
+    num_chain: int,
+    base: int,
+    pages: IntArray,
+    page_size: int,
+    device: torch.device,
+) -> TilePlan:
+    """Plan the reads of one sequence.
+
+    Args:
+        row_start: its first row in the round.
+        positions: [rows], absolute.
+        ancestor_slots: [rows, D], slot of the ancestor at each depth; read for rows from `num_chain` on.
+        num_chain: leading rows whose whole path lies at the slots of its positions.
+        base: position of the tree's root.
+        pages: page ids, at least up to the deepest position.
+        page_size: tokens per page.
+        device: of the tensors made.
+    """
+    num_tiles = int(positions.max()) // page_size + 1
+    num_full = int(positions.min()) // page_size
+    pages = pages[:num_tiles]
+    consecutive = bool((np.diff(pages) == 1).all())
+    return TilePlan(
+        row_start=row_start,
+        num_rows=len(positions),
+        num_chain=num_chain,
+        num_full=num_full,
+        pages=torch.from_numpy(pages).to(device),
+        first_page=int(pages[0]) if consecutive else None,
+        positions=torch.from_numpy(np.ascontiguousarray(positions)).to(device),
+        leaves=_leaf_groups(positions, ancestor_slots, num_chain, base, pages, num_full, page_size, device),
+    )
+
+
+def _leaf_groups(
+    positions: IntArray,
+    ancestor_slots: IntArray,
+    num_chain: int,
+    base: int,
+    pages: IntArray,
+    num_full: int,
+    page_size: int,
+    device: torch.device,
+) -> tuple[LeafGroup, ...]:
+    """Give every row off the spine to the deepest unclaimed path that passes through it."""
+    groups = []
+    depths = positions - base
+    unclaimed = np.arange(len(positions)) >= num_chain
+    start = num_full * page_size
+    while unclaimed.any():
+        candidates = np.nonzero(unclaimed)[0]
+        leaf = candidates[depths[candidates].argmax()]
+        path = ancestor_slots[leaf, : depths[leaf] + 1]
+        own = ancestor_slots[candidates, depths[candidates]]  # a row's own slot tells whether it lies on the path
+        rows = candidates[path[np.minimum(depths[candidates], depths[leaf])] == own]
+        unclaimed[rows] = False
+        before = np.arange(start, base)
+        slots = np.zeros((len(pages) - num_full) * page_size, np.int64)
+        slots[: base - start] = pages[before // page_size] * page_size + before % page_size
+        slots[base - start : base - start + len(path)] = path
+        groups.append(LeafGroup(torch.from_numpy(rows).to(device), torch.from_numpy(slots).to(device)))
+    return tuple(groups)
+
+
+def tree_attention_tiles(
+    q_RHD: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    plans: Sequence[TilePlan],
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """See `tree_attention`."""
+    num_rows, num_heads, head_dim = q_RHD.shape
+    num_kv = k_pages.shape[1]
+    group = num_heads // num_kv
+    q = (q_RHD.float() * scale).view(num_rows, num_kv, group, head_dim)
+    outs = []
+    for plan in plans:
+        most_rows = max(ROW_BLOCK, MAX_SCORES // (len(plan.pages) * num_heads * k_pages.shape[2]))
+        for block in _row_blocks(plan, most_rows):
+            rows = q[plan.row_start + block.start : plan.row_start + block.stop]
+            outs.append(_sequence(rows, k_pages, v_pages, plan, block, window, softcap))
+    done = sum(plan.num_rows for plan in plans)
+    if done < num_rows:
+        outs.append(q.new_zeros(num_rows - done, num_heads, head_dim))
+    out = outs[0] if len(outs) == 1 else torch.cat(outs)
+    return out.to(q_RHD.dtype)
+
+
+def _row_blocks(plan: TilePlan, most_rows: int) -> list[slice]:
+    """Blocks of at most `most_rows` rows; the rows off the spine stay together."""
+    if plan.num_rows <= most_rows or plan.num_chain <= most_rows:
+        return [slice(0, plan.num_rows)]
+    cuts = [*range(0, plan.num_chain, most_rows), plan.num_rows]
+    return [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+
+
+def _sequence(
+    q_RKGD: Tensor, k_pages: Tensor, v_pages: Tensor, plan: TilePlan, block: slice, window: int | None, softcap: float | None
+) -> Tensor:
+    """Attention of the rows `block` of one sequence: float32 [rows, heads, head_dim]."""
+    rows, num_kv, group, head_dim = q_RKGD.shape
+    page_size, num_tiles = k_pages.shape[2], len(plan.pages)
+    k, v = _cached(k_pages, plan), _cached(v_pages, plan)  # [tiles, K, page, D]
+    q_KMD = _pad_rows(q_RKGD.transpose(0, 1).reshape(num_kv, rows * group, head_dim))
+    in_block = block.stop - block.start
+    chain = min(max(plan.num_chain - block.start, 0), in_block)
+    if chain == in_block:
+        scores = torch.matmul(q_KMD, k.transpose(2, 3))  # [tiles, K, M, page]
+    else:
+        scores = q_KMD.new_zeros(num_tiles, num_kv, q_KMD.shape[1], page_size)
+        full = plan.num_full
+        scores[:full] = torch.matmul(q_KMD, k[:full].transpose(2, 3))
+        if chain:
+            scores[full:, :, : chain * group] = _product(q_KMD[:, : chain * group], k[full:].transpose(2, 3))
+        tails = [_tail(k_pages, leaf, page_size) for leaf in plan.leaves]
+        for leaf, tail in zip(plan.leaves, tails, strict=True):
+            lanes = _lanes(leaf.rows - block.start, group)
+            scores[full:, :, lanes] = _product(q_KMD[:, lanes], tail.transpose(2, 3))
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    hidden = plan.hidden(block, group, page_size, window)
+    scores[-len(hidden) :, :, : hidden.shape[2]].masked_fill_(hidden, float("-inf"))
+    top = scores.amax(-1, keepdim=True).amax(0)  # [K, M, 1]
+    weights = scores.sub_(top).exp_()
+    if chain == in_block:
+        parts = torch.matmul(weights, v)  # [tiles, K, M, D]
+    else:
+        parts = q_KMD.new_zeros(num_tiles, num_kv, q_KMD.shape[1], head_dim)
+        parts[:full] = torch.matmul(weights[:full], v[:full])
+        if chain:
+            parts[full:, :, : chain * group] = _product(weights[full:, :, : chain * group], v[full:])
+        for leaf in plan.leaves:
+            lanes = _lanes(leaf.rows - block.start, group)
+            parts[full:, :, lanes] = _product(weights[full:, :, lanes], _tail(v_pages, leaf, page_size))
+    # over tiles first: torch sums columns that do not fill a vector in another order, and here all columns do
+    out = parts.sum(0) / weights.sum(0).sum(-1, keepdim=True)
+    return out[:, : rows * group].view(num_kv, rows, group, head_dim).transpose(0, 1).reshape(rows, num_kv * group, head_dim)
+
+
+def _cached(pages: Tensor, plan: TilePlan) -> Tensor:
+    if plan.first_page is not None:
+        return pages[plan.first_page : plan.first_page + len(plan.pages)]
+    return pages.index_select(0, plan.pages)
+
+
+def _tail(pages: Tensor, leaf: LeafGroup, page_size: int) -> Tensor:
+    """The leaf's tail tiles: [tiles, K, page, D]."""
+    gathered = pages[leaf.slots // page_size, :, leaf.slots % page_size]  # [tiles * page, K, D]
+    return gathered.view(-1, page_size, *gathered.shape[1:]).transpose(1, 2)
+
+
+def _lanes(rows: Tensor, group: int) -> Tensor:
+    """Rows of a query matrix that hold the heads of `rows`."""
+    return (rows[:, None] * group + torch.arange(group, device=rows.device)).view(-1)
+
+
+def _pad_rows(x: Tensor) -> Tensor:
+    """Zero rows up to a multiple of ROW_BLOCK in the last but one dimension."""
+    return torch.nn.functional.pad(x, (0, 0, 0, -x.shape[-2] % ROW_BLOCK))
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y, padded so that x's rows keep their bits."""
+    return torch.matmul(_pad_rows(x), y)[..., : x.shape[-2], :]

@@ -1,0 +1,206 @@
+"""The composition root: turns an EngineConfig into a running engine. The one place that names every concrete class."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from specdec.acceptance.registry import make_rule
+from specdec.admission import Admission
+from specdec.cache.pool import KVPool
+from specdec.config import EngineConfig
+from specdec.draft_runner import DraftRunner
+from specdec.drafters.registry import DrafterResources, make_drafters
+from specdec.engine import Engine
+from specdec.errors import ConfigError
+from specdec.metrics import EngineMetrics
+from specdec.models.base import Model
+from specdec.models.info import ModelInfo, describe
+from specdec.models.loader import load_model
+from specdec.models.source import resolve
+from specdec.planner import Planner
+from specdec.progress import NoProgress, Progress
+from specdec.runner import Runner
+from specdec.scheduler import Scheduler
+from specdec.selftest import SelfTest, check_rows, measure_costs
+from specdec.speculation import Speculator
+from specdec.tokenizer import Tokenizer
+from specdec.tree import IntArray
+
+_log = logging.getLogger(__name__)
+
+SCRATCH_SLOTS = 512  # tree nodes of a round that may lie off their spines
+_COST_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_COST_CONTEXTS = (128, 1024, 4096)
+_MOST_POSITIONS = 1 << 20  # of the pool, whatever memory is given
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A target in memory, on which several engines can be built one after another.
+
+    threads: of torch, as they were set when it was loaded.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """An engine ready to serve, and what is worth telling about it."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    model_name: str
+    model_info: ModelInfo
+    config: EngineConfig
+    drafters: tuple[str, ...]
+    dtype: str
+    device: str
+    self_test: SelfTest
+    costs: tuple[tuple[int, int, float], ...]  # (rows, context, seconds) as measured at start-up
+
+
+def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
+    """Read the target's weights and tokenizer.
+
+    Raises:
+        ConfigError: they cannot be found or used.
+    """
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    source = resolve(config.model, progress)
+    model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
+    return LoadedModel(model, Tokenizer(source), config.model)
+
+
+def build(
+    config: EngineConfig,
+    progress: Progress | None = None,
+    loaded: LoadedModel | None = None,
+    oracle: Mapping[str, Sequence[int]] | None = None,
+) -> Assembled:
+    """Load what is not loaded yet, prove the row contract on this machine, measure costs, and put the engine together.
+
+    Args:
+        config: the settings.
+        progress: shows loading and the self-test.
+        loaded: the target, when it is in memory already.
+        oracle: for the adversarial drafter of tests and benches, see `specdec.drafters.adversarial`.
+
+    Raises:
+        ConfigError: a setting does not fit the model or the machine.
+    """
+    progress = progress or NoProgress()
+    loaded = loaded or load(config, progress)
+    model = loaded.model
+    rule = make_rule(config.acceptance)
+    num_pages, max_model_len = _sizes(config, model)
+    scratch_pages = -(-SCRATCH_SLOTS // config.page_size)
+    pool = KVPool(model.cache_specs, num_pages + scratch_pages, config.page_size, torch.float32, model.device)
+    scratch = np.arange(num_pages * config.page_size, (num_pages + scratch_pages) * config.page_size)
+    runner = Runner(model, pool)
+    self_test, costs = _measure(runner, max_model_len, config, scratch, progress)
+
+    def draft_model() -> DraftRunner:
+        return _load_draft_model(config, num_pages, max_model_len, self_test.row_multiple, progress)
+
+    resources = DrafterResources(
+        vocab_size=model.config.vocab_size,
+        samples=not rule.per_seed,
+        draft_model_factory=draft_model if config.draft_model is not None else None,
+        oracle=oracle,
+    )
+    drafters = make_drafters(config, resources)
+    names = tuple(drafter.name for drafter in drafters)
+    planner = Planner(list(names), config.max_tree_nodes, config.adaptive, shape_only=not rule.per_seed)
+    for rows, context, seconds in costs:
+        planner.observe_cost(rows, context, seconds)
+    speculator = Speculator(drafters, planner, config, max_model_len)
+    runner.capture = speculator.hidden_layers
+    scheduler = Scheduler(
+        num_pages=num_pages,
+        page_size=config.page_size,
+        max_batch=config.max_batch,
+        chunk_tokens=config.chunk_tokens,
+        prefix_cache=config.prefix_cache,
+    )
+    engine = Engine(
+        runner=runner,
+        scheduler=scheduler,
+        speculator=speculator,
+        rule=rule,
+        tokenizer=loaded.tokenizer,
+        admission=Admission(model.config.vocab_size, max_model_len, names),
+        scratch=scratch,
+        metrics=EngineMetrics(loaded.name),
+    )
+    return Assembled(
+        engine=engine,
+        tokenizer=loaded.tokenizer,
+        model_name=loaded.name,
+        model_info=describe(model.config, loaded.name),
+        config=replace(config, max_model_len=max_model_len),
+        drafters=names,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        self_test=self_test,
+        costs=costs,
+    )
+
+
+def _sizes(config: EngineConfig, model: Model) -> tuple[int, int]:
+    """(pages of the K/V pool, positions of the longest sequence)."""
+    page_bytes = KVPool.page_bytes(model.cache_specs, config.page_size, torch.float32)
+    positions = min(int(config.cache_gb * 1e9) // page_bytes * config.page_size, _MOST_POSITIONS)
+    most = model.config.max_position_embeddings
+    wanted = config.max_model_len
+    if wanted is not None and wanted > most:
+        raise ConfigError(f"max_model_len is {wanted}, but the model knows {most} positions; lower --max-model-len.")
+    if wanted is not None and wanted > positions:
+        raise ConfigError(
+            f"cache_gb {config.cache_gb:g} holds {positions} tokens of this model, less than max_model_len {wanted}; "
+            "raise --cache-gb or lower --max-model-len."
+        )
+    if positions < 2 * config.page_size:
+        raise ConfigError(f"cache_gb {config.cache_gb:g} holds only {positions} tokens of this model; raise --cache-gb.")
+    return positions // config.page_size, wanted or min(most, positions)
+
+
+def _measure(
+    runner: Runner, max_model_len: int, config: EngineConfig, scratch: IntArray, progress: Progress
+) -> tuple[SelfTest, tuple[tuple[int, int, float], ...]]:
+    """The self-test, then the cost of rounds by rows and context."""
+    rows = [n for n in _COST_ROWS if n <= config.max_tree_nodes]
+    limit = min(max_model_len, runner.pool.num_pages * config.page_size) - config.max_tree_nodes
+    contexts = [n for n in _COST_CONTEXTS if n <= limit]
+    with progress.task("Checking that rows keep their bits", 1) as advance:
+        self_test = check_rows(runner, runner.model.config.vocab_size, scratch)
+        advance(1)
+    if not self_test.exact:
+        _log.warning(
+            "On this machine %s: speculation may change tokens whose logits nearly tie. Please report this processor.",
+            self_test.failure,
+        )
+    if not config.drafters or not config.adaptive:
+        return self_test, ()
+    costs = []
+    with progress.task("Measuring what a round costs", len(rows) * len(contexts)) as advance:
+        for cost in measure_costs(runner, rows, contexts, scratch):
+            costs.append(cost)
+            advance(1)
+    return self_test, tuple(costs)
+
+
+def _load_draft_model(
+    config: EngineConfig, num_pages: int, max_model_len: int, row_multiple: int, progress: Progress
+) -> DraftRunner:
+    assert config.draft_model is not None, "EngineConfig asks for one with the drafter draft-model"
+    source = resolve(config.draft_model, progress)
+    model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
+    longest = min(max_model_len, model.config.max_position_embeddings)
+    return DraftRunner(model, num_pages, config.page_size, longest, row_multiple)

@@ -1,0 +1,340 @@
+"""Time of the GPU kernels against the bytes they must read: `python -m specdec.bench.kernels [--stack]`.
+
+Every kernel is captured many times in one CUDA graph, each time over other weights, so that they come from memory and not
+from the L2 cache; the figure is the median time of a replay over the number of calls in it. The ceiling is a device copy
+measured in the same run. `--stack` times 48 whole decoder layers with random weights in one graph.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from specdec.kernels.linear.kernel import linear_triton, rms_norm_triton
+from specdec.kernels.moe.kernel import combine_triton, experts_triton, moe_triton, route_triton
+from specdec.kernels.tree_attention.kernel import heads_triton, tree_attention_triton
+
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+COLD_BYTES = 400 << 20  # distinct weights of one graph: many times the L2
+PAGE = 64
+BF16 = torch.bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A decoder's sizes."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    experts: int
+    experts_per_row: int
+    inner: int
+    vocabulary: int
+
+
+SHAPES = {"qwen3-30b-a3b": Shape(48, 2048, 32, 4, 128, 128, 8, 768, 151_936)}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One kernel at one row count."""
+
+    kernel: str
+    rows: int
+    microseconds: float
+    bytes_read: int
+
+    def share(self, bytes_per_second: float) -> float:
+        return self.bytes_read / (self.microseconds * 1e-6) / bytes_per_second
+
+
+def replay_seconds(work: Callable[[], object], repeats: int = 20) -> float:
+    """Median time of one replay of `work`, captured in a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    times = []
+    for _ in range(repeats + 3):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times[3:])
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second of a 4 GiB device copy, bytes read and bytes written counted."""
+    source = random(1 << 31)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / replay_seconds(lambda: target.copy_(source))
+
+
+def random(*shape: int, scale: float = 1.0) -> Tensor:
+    return torch.empty(shape, device="cuda", dtype=BF16).normal_(0, scale)
+
+
+def random_experts(shape: Shape, rows: int) -> Tensor:
+    """Uniformly random routing: int32 [rows, k], no expert twice in a row."""
+    return torch.rand(rows, shape.experts, device="cuda").topk(shape.experts_per_row).indices.int()
+
+
+def cycle(weights: list[Tensor], call: Callable[[Tensor], object]) -> Callable[[], None]:
+    def work() -> None:
+        for weight in weights:
+            call(weight)
+
+    return work
+
+
+def time_linear(width: int, depth: int, rows: int) -> Result:
+    size = width * depth * 2
+    weights = [random(width, depth, scale=depth**-0.5) for _ in range(max(2, COLD_BYTES // size))]
+    x = random(rows, depth)
+    seconds = replay_seconds(cycle(weights, lambda w: linear_triton(x, w))) / len(weights)
+    return Result(f"linear {width}x{depth}", rows, seconds * 1e6, size)
+
+
+def time_experts(shape: Shape, rows: int, layers: list[tuple[Tensor, Tensor]]) -> Result:
+    x = random(rows, shape.hidden)
+    routes = [random_experts(shape, rows) for _ in range(8)]
+    calls = [(layers[i % len(layers)], route) for i, route in enumerate(routes)]
+
+    def work() -> None:
+        for (gate_up, down), route in calls:
+            experts_triton(x, route, gate_up, down)
+
+    distinct = sum(len(route.unique()) for route in routes) / len(routes)
+    seconds = replay_seconds(work) / len(calls)
+    return Result("experts", rows, seconds * 1e6, int(distinct * 3 * shape.hidden * shape.inner * 2))
+
+
+def time_small(shape: Shape, rows: int) -> list[Result]:
+    """The kernels between the large ones: norm, router, combine."""
+    x, norm = random(rows, shape.hidden), random(shape.hidden)
+    router = [random(shape.experts, shape.hidden, scale=shape.hidden**-0.5) for _ in range(32)]
+    parts = random(rows * shape.experts_per_row, shape.hidden)
+    weights, _ = route_triton(x, router[0], shape.experts_per_row, True)
+    works: dict[str, Callable[[Tensor], object]] = {
+        "norm": lambda _: rms_norm_triton(x, norm, 1e-6),
+        "route (2 kernels)": lambda w: route_triton(x, w, shape.experts_per_row, True),
+        "combine + norm": lambda _: combine_triton(parts, weights, x, norm),
+    }
+    sizes = {"norm": x.nbytes, "route (2 kernels)": router[0].nbytes, "combine + norm": parts.nbytes + x.nbytes}
+    return [Result(n, rows, replay_seconds(cycle(router, w)) / 32 * 1e6, sizes[n]) for n, w in works.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Where each row reads and writes the cache; see `tree_attention_triton`."""
+
+    page_table_SP: Tensor
+    sequences_R: Tensor
+    positions_R: Tensor
+    bases_S: Tensor
+    ancestor_slots_RD: Tensor
+
+    def attend(self, q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, max_positions: int) -> Tensor:
+        return tree_attention_triton(
+            q_RHD,
+            k_pages,
+            v_pages,
+            page_table_SP=self.page_table_SP,
+            sequences_R=self.sequences_R,
+            positions_R=self.positions_R,
+            bases_S=self.bases_S,
+            ancestor_slots_RD=self.ancestor_slots_RD,
+            max_positions=max_positions,
+            scale=q_RHD.shape[-1] ** -0.5,
+        )
+
+
+def round_tables(rows: int, sequences: int, context: int) -> Tables:
+    """Tables of `sequences` chains of rows / sequences nodes each after `context` cached positions."""
+    per_sequence = rows // sequences
+    pages = (context + per_sequence) // PAGE + 1
+    page_table = torch.arange(sequences * pages, device="cuda").view(sequences, pages)
+    sequence = torch.arange(rows, device="cuda") // per_sequence
+    depth = torch.arange(rows, device="cuda") % per_sequence
+    path = context + torch.minimum(torch.arange(per_sequence, device="cuda")[None, :], depth[:, None])
+    slots = page_table[sequence[:, None], path // PAGE] * PAGE + path % PAGE
+    return Tables(page_table, sequence, context + depth, torch.full((sequences,), context, device="cuda"), slots)
+
+
+def time_attention(shape: Shape, rows: int, sequences: int, context: int, max_positions: int) -> Result:
+    """`rows` nodes over `sequences` chains; the cache cycles over enough layers to miss the L2."""
+    tables = round_tables(rows, sequences, context)
+    pool = (tables.page_table_SP.numel(), shape.kv_heads, PAGE, shape.head_dim)
+    size = 2 * context * sequences * shape.kv_heads * shape.head_dim * 2
+    pairs = [(random(*pool), random(*pool)) for _ in range(max(2, COLD_BYTES // size))]
+    q = random(rows, shape.heads, shape.head_dim)
+
+    def work() -> None:
+        for k, v in pairs:
+            tables.attend(q, k, v, max_positions)
+
+    name = f"attention {sequences}x{context} (2 kernels)"
+    return Result(name, rows, replay_seconds(work) / len(pairs) * 1e6, size)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Random weights and cache of one decoder layer."""
+
+    norm: Tensor
+    qkv: Tensor
+    q_norm: Tensor
+    k_norm: Tensor
+    out: Tensor
+    moe_norm: Tensor
+    router: Tensor
+    gate_up: Tensor
+    down: Tensor
+    k_pages: Tensor
+    v_pages: Tensor
+
+
+def random_layer(s: Shape, num_pages: int) -> Layer:
+    width = (s.heads + 2 * s.kv_heads) * s.head_dim
+    return Layer(
+        torch.ones(s.hidden, device="cuda", dtype=BF16),
+        random(width, s.hidden, scale=s.hidden**-0.5),
+        torch.ones(s.head_dim, device="cuda", dtype=BF16),
+        torch.ones(s.head_dim, device="cuda", dtype=BF16),
+        random(s.hidden, s.heads * s.head_dim, scale=(s.heads * s.head_dim) ** -0.5),
+        torch.ones(s.hidden, device="cuda", dtype=BF16),
+        random(s.experts, s.hidden, scale=s.hidden**-0.5),
+        *random_expert_weights(s),
+        random(num_pages, s.kv_heads, PAGE, s.head_dim),
+        random(num_pages, s.kv_heads, PAGE, s.head_dim),
+    )
+
+
+def random_expert_weights(s: Shape) -> tuple[Tensor, Tensor]:
+    gate_up = random(s.experts, 2 * s.inner, s.hidden, scale=s.hidden**-0.5)
+    return gate_up, random(s.experts, s.hidden, s.inner, scale=s.inner**-0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A whole decoder with random weights and a cache of `context` positions."""
+
+    shape: Shape
+    context: int
+    layers: list[Layer]
+    embedding: Tensor
+    head: Tensor
+    norm: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    def round(self, tokens_R: Tensor, slots_R: Tensor, tables: "Tables") -> Tensor:
+        """Greedy choice of each row, [R]."""
+        s = self.shape
+        x = self.embedding[tokens_R]
+        h = rms_norm_triton(x, self.layers[0].norm, 1e-6)
+        norms_after = [layer.norm for layer in self.layers[1:]] + [self.norm]
+        for layer, norm_after in zip(self.layers, norms_after, strict=True):
+            qkv = linear_triton(h, layer.qkv)
+            q = heads_triton(
+                qkv,
+                layer.q_norm,
+                layer.k_norm,
+                self.cos,
+                self.sin,
+                positions_R=tables.positions_R,
+                slots_R=slots_R,
+                k_pages=layer.k_pages,
+                v_pages=layer.v_pages,
+                prefetch=layer.out,
+            )
+            attended = tables.attend(q, layer.k_pages, layer.v_pages, self.context + PAGE)
+            x = linear_triton(attended.view(len(x), -1), layer.out, residual=x)
+            h = rms_norm_triton(x, layer.moe_norm, 1e-6)
+            x, h = moe_triton(
+                h, layer.router, layer.gate_up, layer.down, s.experts_per_row, True, residual_RE=x, norm_E=norm_after
+            )
+        return linear_triton(h, self.head).argmax(-1)
+
+
+def random_stack(s: Shape, context: int) -> Stack:
+    layers = [random_layer(s, context // PAGE + 3) for _ in range(s.layers)]
+    head = random(s.vocabulary, s.hidden, scale=s.hidden**-0.5)
+    angle = torch.rand(context + 2 * PAGE, s.head_dim // 2, device="cuda") * 6
+    embedding = random(s.vocabulary, s.hidden)
+    return Stack(s, context, layers, embedding, head, layers[0].norm, angle.cos(), angle.sin())
+
+
+def time_stack(stack: Stack, rows: int) -> Result:
+    """All layers, final norm, head and greedy choice in one graph: a round of plain decoding (one row), or of a chain."""
+    tables = round_tables(rows, 1, stack.context)
+    slots = tables.ancestor_slots_RD.diagonal().contiguous()
+    tokens = torch.arange(rows, device="cuda") * 997
+    seconds = replay_seconds(lambda: stack.round(tokens, slots, tables))
+    name = f"stack of {stack.shape.layers} layers, context {stack.context}"
+    return Result(name, rows, seconds * 1e6, stack_bytes(stack.shape, rows, stack.context))
+
+
+def stack_bytes(s: Shape, rows: int, context: int) -> int:
+    """Bytes that one round must read under uniformly random routing."""
+    touched = s.experts * (1 - (1 - s.experts_per_row / s.experts) ** rows)
+    attention = (s.heads + 2 * s.kv_heads) * s.head_dim * s.hidden + s.heads * s.head_dim * s.hidden
+    cache = 2 * context * s.kv_heads * s.head_dim
+    layer = attention + s.experts * s.hidden + touched * 3 * s.hidden * s.inner + cache
+    return int(2 * (s.layers * layer + s.vocabulary * s.hidden))
+
+
+def kernel_results(s: Shape, row_counts: tuple[int, ...]) -> list[Result]:
+    results = []
+    width = (s.heads + 2 * s.kv_heads) * s.head_dim
+    linears = [(width, s.hidden), (s.hidden, s.heads * s.head_dim), (s.vocabulary, s.hidden)]
+    results += [time_linear(n, k, rows) for n, k in linears for rows in row_counts]
+    for rows in row_counts:
+        results += time_small(s, rows)
+    results += [time_attention(s, rows, 1, 1024, 1280) for rows in row_counts]
+    results += [time_attention(s, 1, 1, 1024, 32_768), time_attention(s, 1, 1, 32_000, 32_768)]
+    results += [time_attention(s, 64, 64, 1024, 1280)]
+    layers = [random_expert_weights(s) for _ in range(4)]
+    return results + [time_experts(s, rows, layers) for rows in row_counts]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen3-30b-a3b")
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--stack", action="store_true", help="time whole decoder layers instead of single kernels")
+    parser.add_argument("--context", type=int, default=1024, help="cached positions, with --stack")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    ceiling = copy_bandwidth()
+    shape, rows = SHAPES[args.shape], tuple(args.rows)
+    if args.stack:
+        stack = random_stack(shape, args.context)
+        results = [time_stack(stack, count) for count in rows]
+    else:
+        results = kernel_results(shape, rows)
+    print(f"{'kernel':<44}{'rows':>5}{'us':>10}{'MB':>9}{'TB/s':>7}{'share':>7}")
+    for r in results:
+        rate = r.bytes_read / r.microseconds / 1e6
+        print(f"{r.kernel:<44}{r.rows:>5}{r.microseconds:>10.2f}{r.bytes_read / 1e6:>9.1f}{rate:>7.2f}{r.share(ceiling):>7.1%}")
+    where = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
+    print(json.dumps({"copy_bytes_per_second": ceiling, "python": platform.python_version(), **where}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""How results are shown: tables for people, one JSON line for programs, a Markdown report with a plot for keeping."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from specdec.bench.environment import describe
+
+Row = Sequence[str]
+
+
+def show(console: Console, title: str, header: Row, rows: Sequence[Row], data: dict[str, Any]) -> None:
+    """A table with its conditions, then the JSON object as the last line."""
+    table = Table(title=title, caption=describe(data), title_justify="left", caption_justify="left")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for name, value in data["settings"].items():
+        console.print(f"  {name}: {_plain(value)}", highlight=False, markup=False, soft_wrap=True)
+    show_json(console, data)
+
+
+def show_json(console: Console, data: dict[str, Any]) -> None:
+    """One line, however wide the terminal is."""
+    console.out(json.dumps(data, ensure_ascii=False, allow_nan=False), highlight=False)
+
+
+def speed_rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of `bench speed`."""
+    results = data["results"]
+    first = next(iter(results.values()))
+    contenders, ratios = list(first["tokens_per_second"]), list(first["ratios"])
+    others = list(first["equal_tokens"])
+    header = ["content", *(f"{name} tok/s" for name in contenders), *ratios, *(f"{name}: equal tokens" for name in others)]
+    rows = [
+        [
+            content,
+            *(f"{found['tokens_per_second'][name]['median']:.1f}" for name in contenders),
+            *(_spread(found["ratios"][name]) for name in ratios),
+            *(f"{found['equal_tokens'][name]:.1%}" for name in others),
+        ]
+        for content, found in results.items()
+    ]
+    return header, rows
+
+
+def acceptance_rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of `bench acceptance`."""
+    header = ["content", "cases", "acceptance length", "rate", "depth 1", "depth 4", "accepted by", "plain tok/s", "tok/s", "speed-up"]
+    rows = []
+    for content, found in data["results"].items():
+        depths = found["rate_by_depth"]
+        rows.append([
+            content,
+            str(found["cases"]),
+            _spread(found["acceptance_length"]),
+            f"{found['draft_acceptance_rate']:.1%}",
+            *(f"{depths[depth]:.1%}" if depth < len(depths) else "-" for depth in (0, 3)),
+            ", ".join(f"{name} {share:.0%}" for name, share in found["accepted_share_by_drafter"].items()) or "-",
+            f"{found['tokens_per_second']['plain']:.1f}",
+            f"{found['tokens_per_second']['drafted']:.1f}",
+            _spread(found["speedup"]),
+        ])  # fmt: skip
+    return header, rows
+
+
+def write_acceptance(data: dict[str, Any], folder: Path) -> None:
+    """`acceptance.json`, `acceptance.md` and `acceptance.png` in a folder, made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "acceptance.json").write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "acceptance.md").write_text(_markdown(data), encoding="utf-8")
+    plot_acceptance(data["results"], folder / "acceptance.png")
+
+
+def plot_acceptance(results: dict[str, Any], path: Path) -> None:
+    """Acceptance length with its interval per content type, and the acceptance rate by depth."""
+    import matplotlib  # slow to import, and nothing else needs it
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (lengths, depths) = plt.subplots(1, 2, figsize=(13, 0.45 * len(results) + 2.5), layout="constrained")
+    names = list(results)
+    found = [results[name]["acceptance_length"] for name in names]
+    middles = [item["median"] for item in found]
+    errors = [[m - item["low"] for m, item in zip(middles, found, strict=True)],
+              [item["high"] - m for m, item in zip(middles, found, strict=True)]]  # fmt: skip
+    lengths.barh(names, middles, xerr=errors, capsize=3, color="tab:blue")
+    lengths.invert_yaxis()
+    lengths.axvline(1.0, color="black", linewidth=0.8)
+    lengths.set(xlabel="tokens per round (bars: 95 % of bootstrap draws over prompts)", title="Acceptance length")
+    for name in names:
+        rates = results[name]["rate_by_depth"][:16]
+        depths.plot(range(1, len(rates) + 1), rates, marker=".", label=name)
+    depths.set(xlabel="depth in the tree", ylabel="accepted / drafted", ylim=(0, 1), title="Acceptance rate by depth")
+    depths.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def lossless_rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of `bench lossless`."""
+    columns = ("requests", "tokens", "differing_tokens", "differing_logprobs", "differing_ends")
+    told = ("cached_prompt_tokens", "preemptions", "accepted_drafts")
+    header = ["setting", *(name.replace("_", " ") for name in columns + told)]
+    rows = [[row["setting"], *(str(row[name]) for name in columns + told)] for row in data["results"]["settings"]]
+    return header, rows
+
+
+def _markdown(data: dict[str, Any]) -> str:
+    header, rows = acceptance_rows(data)
+    settings = [f"- {name}: {_plain(value)}" for name, value in data["settings"].items()]
+    return "\n".join([
+        "# Acceptance of drafts by content type",
+        "",
+        describe(data),
+        "",
+        *settings,
+        "",
+        "Acceptance length is tokens per round, the target's own token counted. Ranges are 95 % bootstrap intervals over",
+        "prompts. The speed-up compares tokens per second, prefill included, with plain decoding of the same cases.",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + " --- |" * len(header),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+        "![Acceptance length and rate by depth](acceptance.png)",
+        "",
+    ])  # fmt: skip
+
+
+def _spread(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.2f} ({spread['low']:.2f}..{spread['high']:.2f})"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value) or "none"
+    return "none" if value is None else str(value)

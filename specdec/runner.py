@@ -1,0 +1,133 @@
+"""Runner: the rows of a round through the target, to logits and hidden states."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from specdec.batch import RoundRows
+from specdec.cache.pool import KVPool
+from specdec.kernels.tree_attention import TilePlan, plan_tiles, tree_attention
+from specdec.models.base import CacheSpec, Model
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOutput:
+    """What the target says.
+
+    logits_TV: float32, one row per tree row; None when the round has no tree.
+    hidden_RC: [rows, hidden size * captured layers], in the model's dtype; None when none were asked for.
+    """
+
+    logits_TV: Tensor | None
+    hidden_RC: Tensor | None
+
+
+class Runner:
+    """One forward pass per round.
+
+    Args:
+        model: the target (or a draft model).
+        pool: its K/V pages.
+        capture: layers whose output the drafters want.
+        row_multiple: rows are padded to a multiple of this; the self-test raises it where the machine's matrix products
+            need it to keep a row's bits.
+    """
+
+    def __init__(self, model: Model, pool: KVPool, capture: Sequence[int] = (), row_multiple: int = 1) -> None:
+        self.model = model
+        self.pool = pool
+        self.row_multiple = row_multiple
+        self.capture = tuple(capture)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are computed."""
+        return self.pool.device
+
+    @torch.inference_mode()
+    def forward(self, rows: RoundRows) -> RunnerOutput:
+        """Compute every row; their keys and values are in the pool afterwards."""
+        context = _RoundContext.build(rows, self.pool, self.model.cache_specs, self.capture, self.row_multiple)
+        tokens = _pad(rows.tokens_R, self.row_multiple)
+        hidden = self.model.forward(tokens, context)
+        captured = torch.cat([context.captured[layer] for layer in self.capture], dim=-1) if self.capture else None
+        if captured is not None:
+            captured = captured[: rows.num_rows]
+        if rows.tree is None:
+            return RunnerOutput(None, captured)
+        num_tree = len(rows.tree.rows_T)
+        if num_tree != len(hidden):
+            hidden = hidden[_pad(rows.tree.rows_T, self.row_multiple)]
+        return RunnerOutput(self.model.logits(hidden)[:num_tree], captured)
+
+
+@dataclass(slots=True)
+class _RoundContext:
+    """The model's view of the round: `specdec.models.base.RoundContext`."""
+
+    positions_R: Tensor
+    specs: Sequence[CacheSpec]
+    pool: KVPool
+    plans: list[TilePlan]
+    num_rows: int  # without padding
+    write_pages_R: Tensor
+    write_offsets_R: Tensor
+    wanted: tuple[int, ...]
+    captured: dict[int, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def build(
+        rows: RoundRows, pool: KVPool, specs: Sequence[CacheSpec], wanted: tuple[int, ...], row_multiple: int
+    ) -> "_RoundContext":
+        return _RoundContext(
+            positions_R=_pad(rows.positions_R, row_multiple),
+            specs=specs,
+            pool=pool,
+            plans=tile_plans(rows, pool.page_size),
+            num_rows=rows.num_rows,
+            write_pages_R=rows.slots_R // pool.page_size,
+            write_offsets_R=rows.slots_R % pool.page_size,
+            wanted=wanted,
+        )
+
+    def attend(self, layer: int, q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor) -> Tensor:
+        """Store the rows' keys and values, then attend; [R, H, D]."""
+        k, v = (k_RKD, v_RKD) if len(k_RKD) == self.num_rows else (k_RKD[: self.num_rows], v_RKD[: self.num_rows])
+        self.pool.write(layer, self.write_pages_R, self.write_offsets_R, k, v)
+        keys, values = self.pool.layer(layer)
+        spec = self.specs[layer]
+        return tree_attention(q_RHD, keys, values, self.plans, scale=q_RHD.shape[-1] ** -0.5, window=spec.window)
+
+    def capture(self, layer: int, hidden_RE: Tensor) -> None:
+        """Keep a layer's output where a drafter asked for it."""
+        if layer in self.wanted:
+            self.captured[layer] = hidden_RE
+
+
+def tile_plans(rows: RoundRows, page_size: int) -> list[TilePlan]:
+    """The attention's plan of each sequence."""
+    positions, slots = rows.positions_R.cpu().numpy(), rows.ancestor_slots_RD.cpu().numpy()
+    plans = []
+    for segment in rows.segments:
+        own = slice(segment.row_start, segment.row_start + segment.num_chunk + segment.num_tree)
+        plans.append(
+            plan_tiles(
+                row_start=segment.row_start,
+                positions=positions[own],
+                ancestor_slots=slots[own],
+                num_chain=segment.num_chunk + segment.num_spine,
+                base=segment.base,
+                pages=segment.pages,
+                page_size=page_size,
+                device=rows.positions_R.device,
+            )
+        )
+    return plans
+
+
+def _pad(values_R: Tensor, multiple: int) -> Tensor:
+    """Repeat the last value up to a multiple of `multiple`."""
+    missing = -len(values_R) % multiple
+    return values_R if missing == 0 else torch.cat([values_R, values_R[-1:].expand(missing)])

@@ -1,0 +1,177 @@
+"""Speculator: the drafters and the planner, as the engine sees them."""
+
+import time
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from specdec.batch import RoundRows
+from specdec.config import EngineConfig
+from specdec.drafting import DraftContext, Drafter, Observation, Proposal
+from specdec.planner import Planner
+from specdec.request import SpeculationStats
+from specdec.sequence import Sequence
+from specdec.tree import NO_DRAFTER, DraftTree, IntArray, merge
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The tree of one sequence for this round. `q` as in `Proposal`."""
+
+    tree: DraftTree
+    q: Tensor | None = None
+
+    def cut(self, keep: npt.NDArray[np.bool_]) -> "Draft":
+        """The nodes marked in `keep` ([n], closed under parents)."""
+        if keep.all():
+            return self
+        q = self.q[torch.from_numpy(np.flatnonzero(keep))] if self.q is not None else None
+        return Draft(self.tree.select(keep), q)
+
+
+class Speculator:
+    """Asks the drafters, merges what they say and lets the planner cut it to what pays.
+
+    Args:
+        drafters: in order of precedence where they propose the same path.
+        planner: decides how much of a tree is verified.
+        config: the limits of a tree.
+        max_model_len: positions a sequence may take.
+    """
+
+    def __init__(self, drafters: SequenceOf[Drafter], planner: Planner, config: EngineConfig, max_model_len: int) -> None:
+        self.drafters = tuple(drafters)
+        self._planner = planner
+        self._config = config
+        self._max_model_len = max_model_len
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """Layers of the target that some drafter observes."""
+        return tuple(sorted({layer for drafter in self.drafters for layer in drafter.hidden_layers}))
+
+    def start(self, sequence: Sequence) -> None:
+        """The sequence runs for the first time."""
+        self._planner.start(sequence.request_id)
+        for drafter in self.drafters:
+            drafter.start(sequence.request_id, sequence.request.prompt_ids, sequence.request.prediction_ids)
+
+    def release(self, sequence: Sequence, finished: bool) -> None:
+        """The sequence is over."""
+        self._planner.release(sequence.request_id)
+        for drafter in self.drafters:
+            drafter.release(sequence.request_id, finished)
+
+    def propose(self, sequences: SequenceOf[Sequence], other_rows: int) -> list[Draft]:
+        """One tree per sequence, each at least its root.
+
+        Args:
+            sequences: those whose next token is due.
+            other_rows: prompt rows that the round computes anyway.
+        """
+        drafts = [Draft(DraftTree.root(sequence.tokens[-1])) for sequence in sequences]
+        if not sequences or not self.drafters:
+            return drafts
+        for index, found in self._ask(sequences, self._contexts(sequences)).items():
+            drafts[index] = _join(found)
+        context = max(len(sequence.tokens) for sequence in sequences)
+        keeps = self._planner.plan(
+            [sequence.request_id for sequence in sequences], [draft.tree for draft in drafts], other_rows, context
+        )
+        return [draft.cut(keep) for draft, keep in zip(drafts, keeps, strict=True)]
+
+    def _contexts(self, sequences: SequenceOf[Sequence]) -> dict[int, DraftContext]:
+        """What each sequence may be drafted, by its index; those that may not or need not are left out."""
+        contexts = {}
+        for index, sequence in enumerate(sequences):
+            wish = sequence.request.speculation
+            depth = min(
+                self._config.max_tree_depth,
+                sequence.sampling.max_tokens - sequence.num_output_tokens - 1,
+                self._max_model_len - len(sequence.tokens),
+            )
+            if not wish.enabled or depth < 1:
+                continue
+            budget = self._planner.budget(sequence.request_id, len(sequences), len(sequence.tokens))
+            nodes = min(self._config.max_tree_nodes, budget, wish.max_nodes or budget)
+            if nodes >= 2:
+                contexts[index] = DraftContext(
+                    request_id=sequence.request_id,
+                    tokens=sequence.tokens,
+                    num_prompt_tokens=sequence.num_prompt_tokens,
+                    sampling=sequence.sampling,
+                    max_nodes=nodes,
+                    max_depth=min(depth, nodes - 1),
+                )
+        return contexts
+
+    def _ask(self, sequences: SequenceOf[Sequence], contexts: dict[int, DraftContext]) -> dict[int, list[Proposal]]:
+        found: dict[int, list[Proposal]] = {}
+        for number, drafter in enumerate(self.drafters):
+            asked = [i for i in contexts if sequences[i].request.speculation.drafter in (None, drafter.name)]
+            if not asked:
+                continue
+            started = time.perf_counter()
+            proposals = drafter.propose([contexts[i] for i in asked])
+            self._planner.observe_draft(number, time.perf_counter() - started, len(asked))
+            for index, proposal in zip(asked, proposals, strict=True):
+                if proposal is not None and len(proposal.tree) > 1:
+                    sources = np.where(np.arange(len(proposal.tree)) > 0, number, NO_DRAFTER)
+                    found.setdefault(index, []).append(replace(proposal, tree=replace(proposal.tree, sources=sources)))
+        return found
+
+    def observe(self, sequence: Sequence, draft: Draft, path: IntArray, observation: Observation) -> None:
+        """What became of a sequence's draft.
+
+        Args:
+            sequence: whose.
+            draft: the tree as verified.
+            path: kept nodes of the tree, root first.
+            observation: what was emitted.
+        """
+        self._planner.observe(sequence.request_id, draft.tree, path)
+        count(sequence.stats, draft.tree, path, [drafter.name for drafter in self.drafters])
+        self.tell(observation)
+
+    def observe_cost(self, rows: RoundRows, seconds: float) -> None:
+        """What a round's verification took."""
+        self._planner.observe_cost(rows.num_rows, max(segment.base for segment in rows.segments), seconds)
+
+    def tell(self, observation: Observation) -> None:
+        """Pass an observation on to every drafter."""
+        for drafter in self.drafters:
+            drafter.observe([observation])
+
+
+def _join(proposals: list[Proposal]) -> Draft:
+    """One tree out of all proposals; a sampled one stands alone, since its q describes whole sets of siblings."""
+    for proposal in proposals:
+        if proposal.q is not None:
+            return Draft(proposal.tree, proposal.q)
+    return Draft(merge([proposal.tree for proposal in proposals]))
+
+
+def count(stats: SpeculationStats, tree: DraftTree, path: IntArray, names: SequenceOf[str]) -> None:
+    """Add one verified tree to a request's statistics."""
+    accepted, depth = len(path) - 1, int(tree.depths().max())
+    stats.num_steps += 1
+    stats.num_draft_tokens += len(tree) - 1
+    stats.num_accepted_tokens += accepted
+    _extend(stats.accepted_histogram, accepted + 1)
+    stats.accepted_histogram[accepted] += 1
+    _extend(stats.drafted_by_depth, depth)
+    _extend(stats.accepted_by_depth, depth)
+    for level in range(depth):
+        stats.drafted_by_depth[level] += 1
+        stats.accepted_by_depth[level] += level < accepted
+    for counts, nodes in ((stats.drafted_by_drafter, tree.sources[1:]), (stats.accepted_by_drafter, tree.sources[path[1:]])):
+        for source in nodes.tolist():
+            counts[names[source]] = counts.get(names[source], 0) + 1
+
+
+def _extend(counts: list[int], length: int) -> None:
+    counts.extend([0] * (length - len(counts)))

@@ -1,0 +1,109 @@
+"""The Triton kernels' arithmetic at odd sizes without a GPU, through Triton's interpreter."""
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from specdec.kernels.moe.reference import moe as moe_reference
+from specdec.kernels.tree_attention.reference import tree_attention_reference
+
+if torch.cuda.is_available():
+    pytest.skip("the GPU tests run the kernels themselves", allow_module_level=True)
+os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+interpreter = pytest.importorskip("triton.runtime.interpreter")
+
+linear = pytest.importorskip("specdec.kernels.linear.kernel")
+moe = pytest.importorskip("specdec.kernels.moe.kernel")
+attention = pytest.importorskip("specdec.kernels.tree_attention.kernel")
+HALF = torch.float16  # the interpreter has no products of bf16
+
+
+@pytest.fixture(autouse=True)
+def _scalars_become_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6 holds scalars as arrays of one element, which numpy 2.4 no longer turns into integers."""
+    patch = interpreter._patch_lang_tensor
+
+    def patch_index(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_index)
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(HALF)
+
+
+def _error(out: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((out.double() - reference.double()).norm() / reference.double().norm())
+
+
+def test_linear_with_all_epilogues_at_odd_sizes() -> None:
+    x, w, bias, residual = _random(5, 100, seed=1), _random(37, 100, seed=2), _random(37, seed=3), _random(5, 37, seed=4)
+    out = linear.linear_triton(x, w, bias, residual=residual, pdl=False, tile=linear.Tile(16, 32, 32, 1, 1))
+    reference = (x.float() @ w.float().T + bias.float()).to(HALF) + residual
+    assert _error(out, reference) < 2e-3
+
+
+def test_rms_norm() -> None:
+    x, weight = _random(3, 100), _random(100, seed=1)
+    reference = torch.nn.functional.rms_norm(x.float(), (100,), eps=1e-5) * weight.float()
+    assert _error(linear.rms_norm_triton(x, weight, 1e-5, pdl=False), reference) < 5e-3
+
+
+def test_route_ties_go_to_the_lower_expert_and_nan_rows_stay_in_range() -> None:
+    router = torch.zeros(12, 128, dtype=HALF)
+    router[7] = router[9] = 1.0
+    x = torch.ones(2, 128, dtype=HALF)
+    x[1, 3] = float("nan")
+    weights, experts = moe.route_triton(x, router, 3, True, pdl=False)
+    assert experts.tolist() == [[7, 9, 0], [0, 1, 2]]
+    assert weights[0].sum().item() == pytest.approx(1.0)
+
+
+def test_group_sorts_pairs_by_expert() -> None:
+    experts = torch.randint(0, 6, (40, 3), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    groups = moe.group_triton(experts, 6, pdl=False)
+    assert torch.equal(groups.order_P.long(), experts.flatten().argsort(stable=True))
+    assert groups.starts_X.tolist() == [0, *torch.bincount(experts.flatten(), minlength=6).cumsum(0).tolist()]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 19])
+def test_moe(rows: int) -> None:
+    x, router = _random(rows, 128), _random(6, 128, seed=1) / 8
+    gate_up, down = _random(6, 40, 128, seed=2) / 8, _random(6, 128, 20, seed=3) / 4
+    out, _ = moe.moe_triton(x, router, gate_up, down, 3, True, pdl=False)
+    assert _error(out, moe_reference(x, router, gate_up, down, 3, True)) < 2e-2
+
+
+@pytest.mark.parametrize(("plan_rows", "fused"), [(1, False), (4, False), (4, True)])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (70, 5.0)])
+def test_tree_attention_of_a_chunk_and_a_tree(plan_rows: int, fused: bool, window: int | None, softcap: float | None) -> None:
+    pages_of, base, head_dim = [[3, 1, 4, 6, 7], [5, 2]], [258, 64], 20
+    parents = [0, 0, 0, 1, 3]  # of the tree rows of the first sequence
+    depth = [0, 1, 1, 2, 3]
+    scratch = 8 * 64
+    own_slots = [pages_of[0][258 // 64] * 64 + 258 % 64, *range(scratch, scratch + 4)]
+    paths = []
+    for node in range(5):
+        path = [node]
+        while path[0]:
+            path.insert(0, parents[path[0]])
+        paths.append([own_slots[n] for n in path] + [own_slots[node]] * (4 - len(path)))
+    chunk = [[0] * 4] * 2
+    second = [[pages_of[1][1] * 64] * 4]
+    tables = {
+        "page_table_SP": torch.tensor([pages_of[0], [*pages_of[1], 0, 0, 0]]),
+        "sequences_R": torch.tensor([0] * 7 + [1]),
+        "positions_R": torch.tensor([256, 257] + [258 + d for d in depth] + [64]),
+        "bases_S": torch.tensor(base),
+        "ancestor_slots_RD": torch.tensor(chunk + paths + second),
+    }
+    q, k, v = _random(8, 6, head_dim), _random(9, 2, 64, head_dim, seed=1), _random(9, 2, 64, head_dim, seed=2)
+    options = {"scale": head_dim**-0.5, "window": window, "softcap": softcap}
+    out = attention.tree_attention_triton(
+        q, k, v, **tables, **options, max_positions=320, pdl=False, plan=attention.Plan(plan_rows, 1, 1, fused)
+    )
+    assert _error(out, tree_attention_reference(q, k, v, **tables, **options)) < 1e-2

@@ -1,0 +1,168 @@
+"""Triton tree attention on the GPU: right, and each row bitwise what it would be decoding alone."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+
+from specdec.kernels.tree_attention.kernel import Plan, heads_triton, tree_attention_triton
+from specdec.kernels.tree_attention.reference import tree_attention_reference
+
+pytestmark = pytest.mark.gpu
+
+PAGE = 64
+PLANS = [Plan(1, 4, 3, False), Plan(1, 2, 2, True), Plan(2, 4, 2, False), Plan(8, 4, 2, True)]
+
+
+@dataclass
+class Round:
+    """A round's rows over one cache, and each row's whole history of slots."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    tables: dict[str, torch.Tensor]
+    histories: list[list[int]]
+    max_positions: int
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator("cuda").manual_seed(seed), device="cuda").bfloat16()
+
+
+def _round(bases: list[int], num_nodes: int, num_chunk: int, heads: int, kv_heads: int, head_dim: int, seed: int) -> Round:
+    """Each sequence: `num_chunk` chunk rows below its base, then a random tree whose nodes all lie in scratch slots."""
+    host = torch.Generator().manual_seed(seed)
+    num_pages = sum(b // PAGE + 2 for b in bases) + len(bases) * (num_nodes // PAGE + 1) + 1
+    free = (torch.randperm(num_pages - 1, generator=host) + 1).tolist()
+    sequences, positions, paths, histories, page_rows = [], [], [], [], []
+    for s, base in enumerate(bases):
+        pages = [free.pop() for _ in range(base // PAGE + 2)]
+        scratch_pages = [free.pop() for _ in range(num_nodes // PAGE + 1)]
+        scratch = [page * PAGE + i for page in scratch_pages for i in range(PAGE)][:num_nodes]
+        cached = [pages[p // PAGE] * PAGE + p % PAGE for p in range(base)]
+        page_rows.append(pages)
+        for p in range(max(0, base - num_chunk), base):
+            sequences.append(s), positions.append(p), paths.append([cached[p]]), histories.append(cached[: p + 1])
+        trails: list[list[int]] = []
+        for node in range(num_nodes):
+            # chains more often than not, so that paths cross tiles
+            follows = torch.rand(1, generator=host) < 0.7
+            parent = node - 1 if follows or node == 0 else int(torch.randint(node, (1,), generator=host))
+            trails.append([*(trails[parent] if node else []), scratch[node]])
+            sequences.append(s), positions.append(base + len(trails[-1]) - 1)
+            paths.append(trails[-1]), histories.append(cached + trails[-1])
+    depth, width = max(map(len, paths)), max(map(len, page_rows))
+    tables = {
+        "page_table_SP": [r + [0] * (width - len(r)) for r in page_rows],
+        "sequences_R": sequences,
+        "positions_R": positions,
+        "bases_S": bases,
+        "ancestor_slots_RD": [p + [p[-1]] * (depth - len(p)) for p in paths],
+    }
+    pool = (num_pages, kv_heads, PAGE, head_dim)
+    return Round(
+        _random(len(positions), heads, head_dim, seed=seed + 1),
+        _random(*pool, seed=seed + 2),
+        _random(*pool, seed=seed + 3),
+        {name: torch.tensor(value, device="cuda") for name, value in tables.items()},
+        histories,
+        max(positions) + 1,
+    )
+
+
+def _alone(r: Round, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], int]:
+    """The same rows as plain decoding: each a sequence of its own, history in the pages of a fresh cache, batch of `rows`."""
+    histories = [torch.tensor(r.histories[i], device="cuda") for i in rows]
+    width = max(len(h) for h in histories) // PAGE + 1
+    pools = []
+    for pages in (r.k, r.v):
+        slots = pages.transpose(1, 2).reshape(-1, pages.shape[1], pages.shape[3])
+        pool = torch.full((len(rows) * width + 1, PAGE, *slots.shape[1:]), float("nan"), device="cuda", dtype=pages.dtype)
+        for i, h in enumerate(histories):
+            pool[1 + i * width : 1 + (i + 1) * width].view(-1, *slots.shape[1:])[: len(h)] = slots[h]
+        pools.append(pool.transpose(1, 2).contiguous())
+    position = torch.tensor([len(h) - 1 for h in histories], device="cuda")
+    first_page = 1 + torch.arange(len(rows), device="cuda") * width
+    tables = {
+        "page_table_SP": first_page[:, None] + torch.arange(width, device="cuda"),
+        "sequences_R": torch.arange(len(rows), device="cuda"),
+        "positions_R": position,
+        "bases_S": position,
+        "ancestor_slots_RD": ((first_page + position // PAGE) * PAGE + position % PAGE)[:, None],
+    }
+    return pools[0], pools[1], tables, int(position.max()) + 1
+
+
+SHAPES = [(32, 4, 128), (9, 3, 64), (8, 8, 80), (6, 1, 96), (4, 2, 256)]
+BATCHES = [  # bases, tree nodes, chunk rows
+    ([0, 1, 63], 5, 0),
+    ([60, 64, 127, 250], 12, 3),
+    ([255, 256, 257, 509], 9, 1),
+    ([1019], 16, 70),
+    ([700] * 5, 1, 0),
+]
+OPTIONS = [(None, None), (100, None), (None, 20.0), (300, 30.0)]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), SHAPES)
+@pytest.mark.parametrize(("window", "softcap"), OPTIONS)
+def test_rows_are_bitwise_what_they_are_alone(
+    heads: int, kv_heads: int, head_dim: int, window: int | None, softcap: float | None
+) -> None:
+    options = {"scale": head_dim**-0.5, "window": window, "softcap": softcap}
+    batches = [
+        ([0, 1, 63], 5, 0),
+        ([60, 64, 127, 250], 12, 3),
+        ([255, 256, 257, 509], 9, 1),
+        ([1019], 16, 70),
+        ([700] * 5, 1, 0),
+    ]
+    for seed, (bases, nodes, chunk) in enumerate(batches):
+        r = _round(bases, nodes, chunk, heads, kv_heads, head_dim, seed)
+        reference = tree_attention_reference(r.q, r.k, r.v, **r.tables, **options)
+        outs = [
+            tree_attention_triton(r.q, r.k, r.v, **r.tables, **options, max_positions=r.max_positions, plan=plan)
+            for plan in [None, *PLANS]
+        ]
+        assert (outs[0] - reference).norm() / reference.norm() < 5e-3
+        for out, plan in zip(outs[1:], PLANS, strict=True):
+            assert torch.equal(out, outs[0]), (bases, plan)
+        everyone = list(range(len(r.q)))
+        for rows in [everyone, everyone[-1:], everyone[len(everyone) // 2 :][:1]]:
+            k, v, tables, longest = _alone(r, rows)
+            alone = tree_attention_triton(r.q[rows], k, v, **tables, **options, max_positions=longest + 999)
+            assert torch.equal(alone, outs[0][rows]), (bases, rows)
+
+
+def test_long_contexts_walk_over_more_splits_than_programs() -> None:
+    r = _round([20_000], 4, 0, 8, 1, 128, 7)
+    out = tree_attention_triton(r.q, r.k, r.v, **r.tables, scale=0.1, max_positions=r.max_positions)
+    fused = tree_attention_triton(r.q, r.k, r.v, **r.tables, scale=0.1, max_positions=r.max_positions, plan=PLANS[3])
+    assert torch.equal(out, fused)
+    assert not out.isnan().any()
+
+
+def test_heads_are_normed_rotated_and_written() -> None:
+    rows, heads, kv_heads, dim = 5, 6, 2, 96
+    qkv, q_norm, k_norm = _random(rows, (heads + 2 * kv_heads) * dim), _random(dim, seed=1), _random(dim, seed=2)
+    angle = torch.arange(50, device="cuda")[:, None] * 0.1 ** torch.linspace(0, 3, dim // 2, device="cuda")
+    k_pages, v_pages = (torch.zeros(3, kv_heads, PAGE, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    positions, slots = torch.tensor([3, 4, 5, 5, 49], device="cuda"), torch.tensor([64, 65, 130, 131, 5], device="cuda")
+    tables = {"positions_R": positions, "slots_R": slots, "k_pages": k_pages, "v_pages": v_pages}
+    q = heads_triton(qkv, q_norm, k_norm, angle.cos(), angle.sin(), **tables, prefetch=qkv)
+
+    def turn(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.rms_norm(x.double(), (dim,), eps=1e-6) * weight.double()
+        low, high = x.chunk(2, -1)
+        cos, sin = angle.double().cos()[positions][:, None], angle.double().sin()[positions][:, None]
+        return torch.cat([low * cos - high * sin, high * cos + low * sin], -1)
+
+    split = qkv.view(rows, -1, dim).split([heads, kv_heads, kv_heads], 1)
+    stored_k, stored_v = (p.transpose(1, 2).reshape(-1, kv_heads, dim)[slots] for p in (k_pages, v_pages))
+    for out, expected in ((q, turn(split[0], q_norm)), (stored_k, turn(split[1], k_norm))):
+        assert (out.double() - expected).norm() / expected.norm() < 6e-3
+    assert torch.equal(stored_v, split[2])
