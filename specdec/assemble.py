@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from specdec.acceptance.registry import make_rule
+from specdec.acceptance.registry import RULES
 from specdec.admission import Admission
 from specdec.cache.pool import KVPool
 from specdec.config import EngineConfig
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 SCRATCH_SLOTS = 512  # tree nodes of a round that may lie off their spines
 _COST_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_COST_CONTEXTS = (128, 1024, 4096)
+_COST_CONTEXTS = (128, 1024)
 _MOST_POSITIONS = 1 << 20  # of the pool, whatever memory is given
 
 
@@ -75,7 +75,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
         torch.set_num_threads(config.num_threads)
     source = resolve(config.model, progress)
     model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
-    return LoadedModel(model, Tokenizer(source), config.model)
+    return LoadedModel(model, Tokenizer.load(source), config.model)
 
 
 def build(
@@ -98,7 +98,7 @@ def build(
     progress = progress or NoProgress()
     loaded = loaded or load(config, progress)
     model = loaded.model
-    rule = make_rule(config.acceptance)
+    rule = RULES[config.acceptance]()
     num_pages, max_model_len = _sizes(config, model)
     scratch_pages = -(-SCRATCH_SLOTS // config.page_size)
     pool = KVPool(model.cache_specs, num_pages + scratch_pages, config.page_size, torch.float32, model.device)

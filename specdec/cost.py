@@ -11,6 +11,7 @@ _STEPPED_ROWS = 64
 _FIRST_CONTEXT = 256  # contexts are told apart by powers of two from here
 _NUM_CONTEXTS = 16
 _SMOOTHING = 0.1  # weight of a new measurement
+_DRIFT = 0.01  # an estimate that moves less leaves the curves as they are
 _OUTLIER = 2.0  # a measurement moves an estimate as if it were at most this factor away
 
 
@@ -23,6 +24,7 @@ class CostTable:
 
     def __init__(self) -> None:
         self._seconds = np.full((_NUM_CONTEXTS, len(ROW_BUCKETS)), np.nan)
+        self._drawn = self._seconds.copy()  # what `_curves` were drawn from
         self._curves: dict[int, FloatArray] = {}
 
     def observe(self, rows: int, context: int, seconds: float) -> None:
@@ -36,7 +38,9 @@ class CostTable:
             expected = curve[column] if np.isnan(old) else old
             seconds = float(np.clip(seconds, expected / _OUTLIER, expected * _OUTLIER))
         self._seconds[bucket, column] = seconds if np.isnan(old) else old + _SMOOTHING * (seconds - old)
-        self._curves.clear()
+        if not abs(self._seconds[bucket, column] / self._drawn[bucket, column] - 1) < _DRIFT:  # also where it is NaN
+            self._drawn[:] = self._seconds
+            self._curves.clear()
 
     def seconds(self, rows: IntArray, context: int) -> FloatArray:
         """The expected seconds of rounds with so many rows; never less for more rows. All 1 before the first measurement."""
@@ -53,17 +57,17 @@ class CostTable:
         return self._curves[bucket]
 
     def _fill(self, bucket: int) -> FloatArray:
-        measured = ~np.isnan(self._seconds)
+        measured = ~np.isnan(self._drawn)
         known = np.flatnonzero(measured.any(1))
         if not len(known):
             return np.ones(len(ROW_BUCKETS))
         # the nearest context that was measured well lends its shape where this one was not
         full = known[measured[known].sum(1) * 2 >= measured[known].sum(1).max()]
         shape = full[np.argmin(np.abs(full - bucket))]
-        curve = _interpolate(self._seconds[shape])
+        curve = _interpolate(self._drawn[shape])
         own = measured[bucket]
         if shape != bucket and own.any():
-            ratio = self._seconds[bucket, own] / curve[own]
+            ratio = self._drawn[bucket, own] / curve[own]
             curve = curve * np.exp(np.interp(ROW_BUCKETS, ROW_BUCKETS[own], np.log(ratio)))
         return curve
 

@@ -57,9 +57,7 @@ def _byte_level_bpe(file: GgufFile, tokens: Sequence[str]) -> tokenizers.Tokeniz
             backend.add_tokens([AddedToken(token, special=special, normalized=False)])
     bos = file.value("tokenizer.ggml.bos_token_id")
     if bos is not None and file.value("tokenizer.ggml.add_bos_token", split == "llama-bpe"):
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
-        )
+        backend.post_processor = processors.TemplateProcessing(single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)])
     return backend
 
 
@@ -81,7 +79,5 @@ def _pre_tokenizer(split: str) -> pre_tokenizers.PreTokenizer:
 def _sentencepiece(file: GgufFile) -> tokenizers.Tokenizer:
     from transformers import AutoTokenizer  # it builds the merges from the scores; takes seconds to import
 
-    backend: tokenizers.Tokenizer = AutoTokenizer.from_pretrained(
-        file.path.parent, gguf_file=file.path.name
-    ).backend_tokenizer
+    backend: tokenizers.Tokenizer = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name).backend_tokenizer
     return backend

@@ -21,6 +21,7 @@ class Completion:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    error: str | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
@@ -28,13 +29,8 @@ class Completion:
     seconds: float = 0.0  # from submission to the end
 
     def add(self, output: RequestOutput, elapsed: float) -> None:
-        """Take in a delta that arrived `elapsed` seconds after submission.
-
-        Raises:
-            RoundError: the request failed in the engine.
-        """
-        if output.error is not None:
-            raise RoundError(output.error)
+        """Take in a delta that arrived `elapsed` seconds after submission."""
+        self.error = output.error
         if output.token_ids and not self.token_ids:
             self.ttft = elapsed
         self.token_ids += output.token_ids
@@ -90,6 +86,9 @@ class LLM:
         except BaseException:
             self._abandon(requests)
             raise
+        for completion in completions.values():
+            if completion.error is not None:
+                raise RoundError(completion.error)
         return list(completions.values())
 
     def stream(self, request: Request) -> Iterator[RequestOutput]:

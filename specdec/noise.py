@@ -38,7 +38,7 @@ class Domain(IntEnum):
 
     TARGET = 0  # the target's own tokens; drafters that guess them read it too
     ACCEPT = 1  # uniform draws of the rejection rules
-    DRAFT = 2  # drafters that sample, for the rejection rules
+    DRAFT = 2  # drafters that sample, for the rejection rules; see `in_round`
     RESIDUAL = 3  # the token that a rejection rule draws itself
 
 
@@ -53,6 +53,13 @@ def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
         c1, c3 = right & _MASK, left & _MASK
         k0, k1 = k0 + _WEYL[0] & _MASK, k1 + _WEYL[1] & _MASK
     return c0, c1, c2, c3
+
+
+def in_round(positions_N: Tensor, roots_N: Tensor) -> Tensor:
+    """Positions as `Domain.DRAFT` wants them: noise for a position in the round whose root lies at another, and in no other
+    round. A round that looked at a draft and dropped it has learned something of its noise.
+    """
+    return positions_N | roots_N << 32
 
 
 def uniform(seeds_N: Tensor, positions_N: Tensor, draws_NC: Tensor, domain: Domain = Domain.ACCEPT) -> Tensor:

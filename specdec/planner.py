@@ -18,7 +18,7 @@ from specdec.tree import DraftTree, FloatArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
 
-_FIRST_CREDIT = 1.5  # tokens: the time of as many plain steps
+_FIRST_CREDIT = 2.5  # tokens: the time of as many plain steps
 _EARNED_CREDIT = 0.01  # tokens per round: what speculation may cost where it never works
 _MAX_CREDIT = 16.0
 _PROBE_ROUNDS = 64  # without a verified draft, then a few are tried against the estimate

@@ -123,7 +123,7 @@ class Scheduler:
         known = self._prefix.match(sequence.tokens[:-1]) if self._prefix is not None else []
         self.pages.share(known)
         need = -(-len(sequence.tokens) // self.page_size) - len(known)
-        sequence.pages = known
+        sequence.pages = list(known)
         if self.pages.num_available < need + len(self.running) or not self.grow(sequence, len(sequence.tokens)):
             self._give_back(sequence)
             return False

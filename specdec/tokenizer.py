@@ -16,10 +16,9 @@ import tokenizers
 
 from specdec.chat_template import compile_template, render
 from specdec.errors import ConfigError, RequestError
-from specdec.models.config import as_ids
+from specdec.gguf_tokenizer import read_gguf_tokenizer
 from specdec.models.loader import read_source_config
 from specdec.models.source import Source
-from specdec.gguf_tokenizer import read_gguf_tokenizer
 
 Message = Mapping[str, Any]
 
@@ -226,7 +225,9 @@ def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
         return True
     if kinds & {"ByteFallback", "Metaspace"}:
         return False
-    raise ConfigError(f"The tokenizer's decoder {decoder.get('type')} is not supported; known: ByteLevel, ByteFallback, Metaspace.")
+    raise ConfigError(
+        f"The tokenizer's decoder {decoder.get('type')} is not supported; known: ByteLevel, ByteFallback, Metaspace."
+    )
 
 
 @functools.cache

@@ -33,7 +33,13 @@ _OF_FAMILY: dict[str, dict[str, Any]] = {
     "llama": {"head_dim": 16},
     "qwen2": {},
     "qwen3": {"head_dim": 32},
-    "qwen3_moe": {"head_dim": 32, "moe_intermediate_size": 40, "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True},
+    "qwen3_moe": {
+        "head_dim": 32,
+        "moe_intermediate_size": 40,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+    },
     "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
     "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
 }

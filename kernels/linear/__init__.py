@@ -42,7 +42,7 @@ class PackedWeight:
 
 @functools.cache
 def _onednn_computes(dtype: torch.dtype) -> bool:
-    if not torch.backends.mkldnn.is_available() or platform.machine().lower() not in ("x86_64", "amd64"):
+    if not torch._C._has_mkldnn or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -55,7 +55,7 @@ def pack(weight_NK: Tensor, *, keep_plain: bool = False) -> PackedWeight:
         keep_plain: share the storage of `weight_NK` and do not copy it, for a matrix that is also read otherwise
             (an embedding table that is the output head too). Slower than the packed layout.
     """
-    assert weight_NK.ndim == 2 and weight_NK.is_floating_point(), weight_NK.shape
+    assert weight_NK.ndim == 2, weight_NK.shape
     if weight_NK.device.type != "cpu":
         return PackedWeight(weight_NK, _Path.TORCH, 1)
     if not _onednn_computes(weight_NK.dtype):

@@ -1,6 +1,6 @@
 """Triton linear layer, bitwise the same row for any number of rows (bf16 or fp16 in, fp32 accumulation).
 
-K is walked in order in one accumulator chain, so tile shapes never show in the bits; a split of K depends on (N, K) alone.
+K is walked in order in accumulator chains whose number depends on K alone, so tile shapes never show in the bits.
 Kernels are chained by programmatic dependent launch: each lets its successor start early, and asks for its own weights
 (into L2) before it waits for its predecessor's output. Legend: M rows, N outputs, K inputs, S splits of K.
 """
@@ -13,7 +13,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-PREFETCH_LIMIT = 64 << 10  # bytes per program; more would push other weights out of L2
+IN_TURN_ROWS = 64  # above, tiles are large enough to run accumulator chains one after the other
+PREFETCH_LIMIT = 64 << 10  # bytes per program
+PREFETCH_WEIGHT = 32 << 20  # bytes; larger weights would push one another out of L2
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,63 @@ def prefetch_l2(p_start, num_bytes, LIMIT: tl.constexpr, THREADS: tl.constexpr):
 
 
 @triton.jit
+def chained_product(
+    p_xs,
+    p_ws,
+    m_x,
+    m_w,
+    K: tl.constexpr,
+    CHAINS: tl.constexpr,
+    IN_TURN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """float32 [BLOCK_M, BLOCK_N]: rows at `p_xs` times rows at `p_ws`, both [., K].
+
+    K is cut into CHAINS equal parts, each one accumulator chain in order of k; the parts are added first to last. They run
+    side by side, because a tensor core takes 33 cycles for a step of one chain, or IN_TURN, where the tile is large enough
+    to hide that: the same bits.
+    """
+    PART: tl.constexpr = K // CHAINS
+    k = tl.arange(0, BLOCK_K)
+    if CHAINS == 4 and not IN_TURN:
+        part = tl.arange(0, 4)[:, None, None] * PART
+        p_x4 = p_xs[None, :, None] + part + k[None, None, :]
+        p_w4 = p_ws[None, :, None] + part + k[None, None, :]
+        acc4 = tl.zeros((4, BLOCK_M, BLOCK_N), tl.float32)
+        for start in range(0, PART, BLOCK_K):
+            m_x4 = m_x[None, :, None]
+            m_w4 = m_w[None, :, None]
+            if PART % BLOCK_K:
+                m_x4 = m_x4 & (start + k < PART)[None, None, :]
+                m_w4 = m_w4 & (start + k < PART)[None, None, :]
+            b_x = tl.load(p_x4 + start, m_x4, other=0.0)
+            b_w = tl.load(p_w4 + start, m_w4, other=0.0, eviction_policy="evict_first")
+            acc4 = tl.dot(b_x, tl.permute(b_w, (0, 2, 1)), acc4)
+        even, odd = tl.split(tl.permute(tl.reshape(acc4, (2, 2, BLOCK_M, BLOCK_N)), (2, 3, 0, 1)))
+        first, third = tl.split(even)
+        second, fourth = tl.split(odd)
+        return first + second + third + fourth
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for chain in range(CHAINS):
+        p_x2 = p_xs[:, None] + (chain * PART + k)[None, :]
+        p_w2 = p_ws[:, None] + (chain * PART + k)[None, :]
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for start in range(0, PART, BLOCK_K):
+            m_x2 = m_x[:, None]
+            m_w2 = m_w[:, None]
+            if PART % BLOCK_K:
+                m_x2 = m_x2 & (start + k < PART)[None, :]
+                m_w2 = m_w2 & (start + k < PART)[None, :]
+            b_x = tl.load(p_x2 + start, m_x2, other=0.0)
+            b_w = tl.load(p_w2 + start, m_w2, other=0.0, eviction_policy="evict_first")
+            acc = tl.dot(b_x, b_w.T, acc)
+        total += acc
+    return total
+
+
+@triton.jit
 def _linear_kernel(
     p_x,
     p_w,
@@ -67,6 +126,8 @@ def _linear_kernel(
     K: tl.constexpr,
     stride_x,
     SPLIT_K: tl.constexpr,
+    CHAINS: tl.constexpr,
+    IN_TURN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -98,22 +159,12 @@ def _linear_kernel(
 
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = split * SPLIT_K + tl.arange(0, BLOCK_K)
+    p_xs = p_x + m.to(tl.int64) * stride_x + split * SPLIT_K
+    p_ws = p_w + n.to(tl.int64) * K + split * SPLIT_K
+    acc = chained_product(p_xs, p_ws, m < M, n < N, SPLIT_K, CHAINS, IN_TURN, BLOCK_M, BLOCK_N, BLOCK_K)
+
     m_rows = m < M
     m_columns = n < N
-    p_xs = p_x + m.to(tl.int64)[:, None] * stride_x + k[None, :]
-    p_ws = p_w + n.to(tl.int64)[:, None] * K + k[None, :]
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, SPLIT_K, BLOCK_K):
-        if SPLIT_K % BLOCK_K == 0:
-            b_x = tl.load(p_xs + start, m_rows[:, None], other=0.0)
-            b_w = tl.load(p_ws + start, m_columns[:, None], other=0.0, eviction_policy="evict_first")
-        else:
-            m_k = start + tl.arange(0, BLOCK_K) < SPLIT_K
-            b_x = tl.load(p_xs + start, m_rows[:, None] & m_k[None, :], other=0.0)
-            b_w = tl.load(p_ws + start, m_columns[:, None] & m_k[None, :], other=0.0, eviction_policy="evict_first")
-        acc = tl.dot(b_x, b_w.T, acc)
-
     m_out = m_rows[:, None] & m_columns[None, :]
     at = m.to(tl.int64)[:, None] * N + n[None, :]
     if HAS_BIAS:
@@ -175,7 +226,7 @@ def linear_splits_triton(x: Tensor, weight: Tensor, num_splits: int, *, pdl: boo
     """
     num_rows, width = x.shape[0], weight.shape[0]
     out = x.new_empty((num_splits, num_rows, width), dtype=torch.float32)
-    few = Tile(16 if num_rows <= 16 else 64, 16, min(256, x.shape[1] // num_splits), 4, 3)
+    few = Tile(min(64, triton.next_power_of_2(num_rows)), 16, min(256, x.shape[1] // num_splits), 4, 2)
     _launch(x, weight, None, None, out, num_splits, pdl, tile or few)
     return out
 
@@ -195,14 +246,19 @@ def norm_warps(block: int) -> int:
     return max(1, min(8, block // 256))
 
 
+def num_chains(depth: int) -> int:
+    """Accumulator chains of a product over `depth`: part of its bits, so a function of depth alone."""
+    return 4 if depth % 32 == 0 else 1
+
+
 def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
     """The tile for x [num_rows, depth] and `width` outputs."""
-    if num_rows > 64:
-        return Tile(128, 256, 64, 8, 3) if num_rows > 256 and width >= 1024 else Tile(64, 64, 128, 4, 4)
-    m = max(16, triton.next_power_of_2(num_rows))
+    if num_rows > IN_TURN_ROWS:
+        return Tile(128, 128, 64, 8, 3) if num_rows > 256 and width >= 1024 else Tile(64, 64, 64, 4, 4)
+    m = triton.next_power_of_2(num_rows)
     if width * depth <= 1 << 20:
-        return Tile(m, 16, 128, 4, 4)
-    return Tile(m, 16 if width < 8192 and m == 16 else 32, 256 if depth % 256 == 0 and m == 16 else 128, 4, 5)
+        return Tile(m, 16, 64, 4, 4)
+    return Tile(m, 16 if width < 4096 else 32, 64, 4, 5 if m <= 16 else 3)
 
 
 def _launch(
@@ -212,6 +268,7 @@ def _launch(
     width = weight.shape[0]
     assert depth % splits == 0, "splits of K are equal"
     grid = (triton.cdiv(num_rows, tile.m) * triton.cdiv(width, tile.n), splits)
+    wants_prefetch = splits == 1 and num_rows <= IN_TURN_ROWS and weight.nbytes <= PREFETCH_WEIGHT
     _linear_kernel[grid](
         x,
         weight,
@@ -223,10 +280,12 @@ def _launch(
         depth,
         x.stride(0),
         SPLIT_K=depth // splits,
+        CHAINS=num_chains(depth) if splits == 1 else 1,
+        IN_TURN=num_rows > IN_TURN_ROWS,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         GROUP_N=8,
-        PREFETCH=PREFETCH_LIMIT if splits == 1 and num_rows <= 64 else 0,
+        PREFETCH=PREFETCH_LIMIT if wants_prefetch else 0,
         THREADS=tile.warps * 32,
         PDL=pdl,
         launch_pdl=pdl,

@@ -54,7 +54,7 @@ def moe(
     order = experts_Rk.flatten().argsort(stable=True)  # (row, rank) pairs, expert by expert
     counts = torch.bincount(experts_Rk.flatten(), minlength=len(down)).tolist()
     parts = torch.empty(num_rows * k, x_RE.shape[1], dtype=x_RE.dtype, device=x_RE.device)
-    for expert, pairs in enumerate(order.split(counts)):
+    for expert, pairs in enumerate(torch.split(order, counts)):
         if len(pairs):
             parts[pairs] = linear(swiglu(linear(x_RE[pairs // k], gate_up[expert])), down[expert])
     parts_RkE = parts.view(num_rows, k, -1).float().mul_(weights_Rk[:, :, None])

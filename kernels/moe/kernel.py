@@ -3,7 +3,7 @@
 Few rows (up to DIRECT_ROWS): every program multiplies all rows by its expert's tile and stores those that chose it; the
 programs of an expert that an earlier row chose already leave at once. More rows: a counting sort on the device lists the
 (row, rank) pairs by expert, and tiles of that list are multiplied. Both give a pair the same bits, since every product
-is a GEMM row with one accumulator chain; the k results of a row are added in order of rank by one writer.
+is a GEMM row with fixed accumulator chains; the k results of a row are added in order of rank by one writer.
 
 Legend of shape suffixes: R rows, X experts, k experts per row, E hidden size, I expert's inner size, P pairs (row * k + rank).
 """
@@ -16,7 +16,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from specdec.kernels.linear.kernel import Tile, linear_splits_triton, norm_warps, normalised, prefetch_l2
+from specdec.kernels.linear.kernel import (
+    Tile,
+    chained_product,
+    linear_splits_triton,
+    norm_warps,
+    normalised,
+    num_chains,
+    prefetch_l2,
+)
 
 DIRECT_ROWS = 16
 ROUTER_SPLITS = 8
@@ -103,6 +111,8 @@ def _expert_kernel(
     K: tl.constexpr,
     X: tl.constexpr,
     TOP_K: tl.constexpr,
+    CHAINS: tl.constexpr,
+    IN_TURN: tl.constexpr,
     GATED: tl.constexpr,
     GROUPED: tl.constexpr,
     BY_EXPERT: tl.constexpr,
@@ -150,40 +160,30 @@ def _expert_kernel(
         pair = m * TOP_K + tl.sum(tl.where(match, rank[None, :], 0), 1)
         first_row = tl.min(tl.where(has, m, BLOCK_M), 0)
         active = first_row < BLOCK_M if BY_EXPERT else first_row == slot // TOP_K
-    WIDTH: tl.constexpr = 2 * N if GATED else N
-    p_w_expert = p_w + (expert.to(tl.int64) * WIDTH + tile_n * BLOCK_N) * K
+    p_w_expert = p_w + expert.to(tl.int64) * ((2 if GATED else 1) * N * K)
     if PDL and not GATED:
         if PREFETCH > 0:
-            prefetch_l2(p_w_expert, tl.where(active, tl.minimum(N - tile_n * BLOCK_N, BLOCK_N) * K * 2, 0), PREFETCH, THREADS)
+            size = tl.minimum(N - tile_n * BLOCK_N, BLOCK_N) * K * 2
+            prefetch_l2(p_w_expert + tile_n * BLOCK_N * K, tl.where(active, size, 0), PREFETCH, THREADS)
         gdc_wait()
     if not active:
         return
 
-    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    m_n = n < N
+    WIDE: tl.constexpr = 2 * BLOCK_N if GATED else BLOCK_N
+    j = tl.arange(0, WIDE)
+    column = tile_n * BLOCK_N + j % BLOCK_N
+    # the tile's gate rows, then its up rows
+    p_ws = p_w_expert + (column + j // BLOCK_N * N) * K
     source = pair // TOP_K if GATED else pair
-    p_xs = p_x + source.to(tl.int64)[:, None] * K + k[None, :]
-    p_ws = p_w_expert + tl.arange(0, BLOCK_N)[:, None] * K + k[None, :]
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    acc_up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, K, BLOCK_K):
-        if K % BLOCK_K == 0:
-            m_x = has[:, None]
-            m_w = m_n[:, None]
-        else:
-            m_x = has[:, None] & (start + k < K)[None, :]
-            m_w = m_n[:, None] & (start + k < K)[None, :]
-        b_x = tl.load(p_xs + start, m_x, other=0.0)
-        b_w = tl.load(p_ws + start, m_w, other=0.0, eviction_policy="evict_first")
-        acc = tl.dot(b_x, b_w.T, acc)
-        if GATED:
-            b_up = tl.load(p_ws + N * K + start, m_w, other=0.0, eviction_policy="evict_first")
-            acc_up = tl.dot(b_x, b_up.T, acc_up)
+    p_xs = p_x + source.to(tl.int64) * K
+    acc = chained_product(p_xs, p_ws, has, column < N, K, CHAINS, IN_TURN, BLOCK_M, WIDE, BLOCK_K)
     DTYPE: tl.constexpr = p_out.dtype.element_ty
     if GATED:
-        gate = acc.to(DTYPE).to(tl.float32)
-        acc = (gate / (1.0 + tl.exp(-gate))).to(DTYPE).to(tl.float32) * acc_up.to(DTYPE).to(tl.float32)
+        gate, up = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N)), (0, 2, 1)))
+        gate = gate.to(DTYPE).to(tl.float32)
+        acc = (gate / (1.0 + tl.exp(-gate))).to(DTYPE).to(tl.float32) * up.to(DTYPE).to(tl.float32)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = n < N
     tl.store(p_out + pair.to(tl.int64)[:, None] * N + n[None, :], acc.to(DTYPE), has[:, None] & m_n[None, :])
 
 
@@ -351,10 +351,11 @@ def choose_tile(num_rows: int, k: int, num_experts: int, gated: bool) -> Tile:
     """The tile of an expert product; BLOCK_M follows the mean number of rows per expert."""
     per_expert = num_rows * k / num_experts
     if num_rows <= DIRECT_ROWS or per_expert <= 16:
-        return Tile(16, 16, 256, 4, 4) if gated else Tile(16, 64, 128, 4, 4)
+        m = min(DIRECT_ROWS, triton.next_power_of_2(num_rows))
+        return Tile(m, 16, 64, 4, 4) if gated else Tile(m, 32, 64, 4, 3)
     if per_expert <= 64:
         return Tile(64, 64, 64, 4, 4)
-    return Tile(128, 128, 64, 8, 3)
+    return Tile(128, 64 if gated else 128, 64, 8, 3)
 
 
 def _launch(
@@ -376,6 +377,8 @@ def _launch(
         x.shape[1],
         num_experts,
         k,
+        CHAINS=num_chains(x.shape[1]),
+        IN_TURN=tile.m > 32,
         GATED=gated,
         GROUPED=groups is not None,
         BY_EXPERT=num_pairs >= num_experts,

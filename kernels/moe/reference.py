@@ -5,9 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def moe(
-    x_RE: Tensor, router_XE: Tensor, gate_up_XIE: Tensor, down_XEI: Tensor, k: int, renormalise: bool
-) -> Tensor:
+def moe(x_RE: Tensor, router_XE: Tensor, gate_up_XIE: Tensor, down_XEI: Tensor, k: int, renormalise: bool) -> Tensor:
     """[R, E] in x's dtype; router [X, E], gate_up [X, 2I, E] gate first, down [X, E, I]."""
     x = x_RE.float()
     weights_RX = torch.softmax(x @ router_XE.float().T, -1)

@@ -1,7 +1,7 @@
 """Triton tree attention: any tree over a paged cache, each row bitwise what it would be decoding alone.
 
-Keys are visited in tiles of one page, each key in the lane of its absolute position; SPLIT positions form a split, whose
-tiles run through one online softmax, and splits merge in ascending order. Where a key is read from (its page, a scratch
+Keys are visited in tiles of one page, each key in the lane of its absolute position; tiles at fixed positions form a split,
+whose tiles run through one online softmax, and splits merge in ascending order. Where a key is read from (its page, a scratch
 slot), which rows share a program and whether splits merge in registers or through memory are free choices: a masked lane
 adds nothing, row sums are matrix products with ones (one order of addition in every tile shape), and multiplications and
 additions are never contracted.
@@ -20,7 +20,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from specdec.kernels.linear.kernel import prefetch_l2
 
-SPLIT = 256  # positions; part of the bits
 TILE = 64
 LOG2E = 1.4426950408889634
 MAX_SPLIT_PROGRAMS = 64  # a program walks over every 64th split of longer contexts
@@ -34,6 +33,30 @@ class Plan:
     warps: int
     stages: int
     fused: bool
+
+
+@triton.jit
+def _split_start(split):
+    """First position of a split: splits of 128 positions below 4,096, of 512 below 32,768, of 2,048 above. Part of the bits."""
+    return tl.where(split < 32, split * 128, tl.where(split < 88, 4096 + (split - 32) * 512, 32768 + (split - 88) * 2048))
+
+
+@triton.jit
+def _split_of(position):
+    """The split that holds a position."""
+    return tl.where(
+        position < 4096,
+        position // 128,
+        tl.where(position < 32768, 32 + (position - 4096) // 512, 88 + (position - 32768) // 2048),
+    )
+
+
+def num_splits(positions: int) -> int:
+    """Splits that hold the first `positions` positions."""
+    last = positions - 1
+    if last < 4096:
+        return last // 128 + 1
+    return 33 + (last - 4096) // 512 if last < 32768 else 89 + (last - 32768) // 2048
 
 
 @triton.jit
@@ -89,13 +112,13 @@ def _attend_kernel(
     BLOCK_DIM: tl.constexpr,
     PAGE: tl.constexpr,
     TILE: tl.constexpr,
-    SPLIT: tl.constexpr,
     SCALE: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     FUSED: tl.constexpr,
+    THREADS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid (blocks of ROWS rows, kv heads, splits).
@@ -113,55 +136,70 @@ def _attend_kernel(
     m_d = d < HEAD_DIM
     lane = tl.arange(0, TILE)
     ones = tl.full((TILE, 16), 1.0, p_v.dtype.element_ty)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    # the tables are older than the kernel just before, which starts this one after its own wait
     position = tl.load(p_positions + row, m_m, other=-1).to(tl.int32)
     sequence = tl.load(p_sequences + row, m_m, other=-1).to(tl.int32)
-    at_q = (row.to(tl.int64) * (KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM + d[None, :]
-    m_q = m_m[:, None] & m_d[None, :]
-    b_q = tl.load(p_q + at_q, m_q, other=0.0)
     first_sequence = tl.load(p_sequences + first_row).to(tl.int32)
     last_sequence = tl.max(sequence, 0)
     last = tl.max(position, 0)
+    if PDL:
+        gdc_launch_dependents()
+        split = tl.program_id(2)
+        for start in range(_split_start(split), tl.minimum(_split_start(split + 1), last + 1), TILE):
+            page = tl.load(p_pages + first_sequence * P + start // PAGE)
+            at_tile = ((page * KV_HEADS + kv_head) * PAGE + start % PAGE) * HEAD_DIM
+            prefetch_l2(p_k + at_tile, TILE * HEAD_DIM * 2, TILE * BLOCK_DIM * 2, THREADS)
+            prefetch_l2(p_v + at_tile, TILE * HEAD_DIM * 2, TILE * BLOCK_DIM * 2, THREADS)
+        gdc_wait()
+    at_q = (row.to(tl.int64) * (KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM + d[None, :]
+    m_q = m_m[:, None] & m_d[None, :]
+    b_q = tl.load(p_q + at_q, m_q, other=0.0)
 
     all_top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     all_total = tl.zeros((BLOCK_M,), tl.float32)
     all_acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
-    for split in range(tl.program_id(2), last // SPLIT + 1, tl.num_programs(2)):
+    for split in range(tl.program_id(2), _split_of(last) + 1, tl.num_programs(2)):
         top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         totals = tl.zeros((BLOCK_M, 16), tl.float32)
         acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
-        for seq in range(first_sequence, last_sequence + 1):
-            mine = sequence == seq
-            base = tl.load(p_bases + seq).to(tl.int32)
-            high = tl.max(tl.where(mine, position, -1), 0) + 1
-            low = split * SPLIT
+        if ROWS == 1:
+            base = tl.load(p_bases + first_sequence).to(tl.int32)
+            low = _split_start(split)
             if WINDOW > 0:
-                oldest = tl.min(tl.where(mine, position, 1 << 30), 0) - WINDOW + 1
-                low = tl.maximum(low, oldest // TILE * TILE)
-            for start in range(low, tl.minimum(split * SPLIT + SPLIT, high), TILE):
+                low = tl.maximum(low, (last - WINDOW + 1) // TILE * TILE)
+            for start in range(low, tl.minimum(_split_start(split + 1), last + 1), TILE):
                 key = start + lane
-                keep = mine[:, None] & (key[None, :] <= position[:, None])
+                m_key = key <= last
+                keep = m_key
                 if WINDOW > 0:
-                    keep = keep & (key[None, :] > position[:, None] - WINDOW)
-                page = tl.load(p_pages + seq * P + start // PAGE)
+                    keep = keep & (key > last - WINDOW)
+                page = tl.load(p_pages + first_sequence * P + start // PAGE)
                 at_page = (page * KV_HEADS + kv_head) * PAGE + key % PAGE
-                if ROWS == 1:
-                    in_tree = key >= base
-                    m_tree = in_tree & (key < high)
-                    slot = tl.load(p_ancestors + first_row.to(tl.int64) * D + key - base, m_tree, other=0)
-                    at = tl.where(in_tree, (slot // PAGE * KV_HEADS + kv_head) * PAGE + slot % PAGE, at_page)
-                    m_kv = (key < high)[:, None] & m_d[None, :]
-                    at_kv = at[:, None] * HEAD_DIM + d[None, :]
-                    b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
-                    b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
-                    weights, factor, top = _softmax_step(_scores(b_q, b_k, SCALE, SOFTCAP), keep, top)
-                    weights = weights.to(b_v.dtype)
-                    totals = tl.dot(weights, ones, totals * factor[:, None])
-                    acc = tl.dot(weights, b_v, acc * factor[:, None])
-                else:
-                    m_kv = (key < tl.minimum(high, base))[:, None] & m_d[None, :]
+                at = _own_slots(p_ancestors, at_page, first_row, key, base, last, D, kv_head, KV_HEADS, PAGE)
+                at_kv = at[:, None] * HEAD_DIM + d[None, :]
+                b_k = tl.load(p_k + at_kv, m_key[:, None] & m_d[None, :], other=0.0)
+                b_v = tl.load(p_v + at_kv, m_key[:, None] & m_d[None, :], other=0.0)
+                weights, factor, top = _softmax_step(_scores(b_q, b_k, SCALE, SOFTCAP), keep[None, :], top)
+                weights = weights.to(b_v.dtype)
+                totals = tl.dot(weights, ones, totals * factor[:, None])
+                acc = tl.dot(weights, b_v, acc * factor[:, None])
+        else:
+            for seq in range(first_sequence, last_sequence + 1):
+                mine = sequence == seq
+                base = tl.load(p_bases + seq).to(tl.int32)
+                high = tl.max(tl.where(mine, position, -1), 0)
+                low = _split_start(split)
+                if WINDOW > 0:
+                    oldest = tl.min(tl.where(mine, position, 1 << 30), 0) - WINDOW + 1
+                    low = tl.maximum(low, oldest // TILE * TILE)
+                for start in range(low, tl.minimum(_split_start(split + 1), high + 1), TILE):
+                    key = start + lane
+                    keep = mine[:, None] & (key[None, :] <= position[:, None])
+                    if WINDOW > 0:
+                        keep = keep & (key[None, :] > position[:, None] - WINDOW)
+                    page = tl.load(p_pages + seq * P + start // PAGE)
+                    at_page = (page * KV_HEADS + kv_head) * PAGE + key % PAGE
+                    m_kv = ((key <= high) & (key < base))[:, None] & m_d[None, :]
                     at_kv = at_page[:, None] * HEAD_DIM + d[None, :]
                     b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
                     b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
@@ -170,11 +208,10 @@ def _attend_kernel(
                     own = mine & (position >= base) & (start + TILE > base)
                     own_first = tl.min(tl.where(own, row, 1 << 30), 0)
                     own_end = tl.max(tl.where(own, row, -1), 0) + 1
+                    m_own = (key <= high)[:, None] & m_d[None, :]
                     for r in range(own_first, own_end):
                         at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
-                        b_k_r = tl.load(
-                            p_k + at_r[:, None] * HEAD_DIM + d[None, :], (key < high)[:, None] & m_d[None, :], other=0.0
-                        )
+                        b_k_r = tl.load(p_k + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
                         s = tl.where((row == r)[:, None], _scores(b_q, b_k_r, SCALE, SOFTCAP), s)
                     weights, factor, top = _softmax_step(s, keep, top)
                     weights = weights.to(b_v.dtype)
@@ -183,9 +220,7 @@ def _attend_kernel(
                     acc = tl.dot(weights, b_v, scaled)
                     for r in range(own_first, own_end):
                         at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
-                        b_v_r = tl.load(
-                            p_v + at_r[:, None] * HEAD_DIM + d[None, :], (key < high)[:, None] & m_d[None, :], other=0.0
-                        )
+                        b_v_r = tl.load(p_v + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
                         acc = tl.where((row == r)[:, None], tl.dot(weights, b_v_r, scaled), acc)
         # every column of the product with ones holds the sum
         total = tl.max(totals, 1)
@@ -206,7 +241,7 @@ def _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS: t
     """Where row r's key of each lane lies: in its page below the base, at its ancestor's slot above."""
     in_tree = key >= base
     depth = tl.minimum(key - base, D - 1)
-    slot = tl.load(p_ancestors + r * D + depth, in_tree & (key < high), other=0)
+    slot = tl.load(p_ancestors + r * D + depth, in_tree & (key <= high), other=0)
     return tl.where(in_tree, (slot // PAGE * KV_HEADS + kv_head) * PAGE + slot % PAGE, at_page)
 
 
@@ -221,7 +256,6 @@ def _merge_kernel(
     H: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
-    SPLIT: tl.constexpr,
     CHUNK: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -230,10 +264,10 @@ def _merge_kernel(
     d = tl.arange(0, BLOCK_DIM)
     m_d = d < HEAD_DIM
     one = tl.arange(0, 1)
+    num_splits = _split_of(tl.load(p_positions + row).to(tl.int32)) + 1
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    num_splits = (tl.load(p_positions + row) // SPLIT + 1).to(tl.int32)
     at = row * H + tl.program_id(1)
     top = tl.full((1,), float("-inf"), tl.float32)
     total = tl.zeros((1,), tl.float32)
@@ -281,11 +315,12 @@ def _heads_kernel(
     i = tl.arange(0, BLOCK)
     m_i = i < HALF
     if PDL:
-        gdc_launch_dependents()
         if PREFETCH > 0 and tl.program_id(0) == 0:
             done = head.to(tl.int64) * PREFETCH
             prefetch_l2(p_next + done // 2, next_bytes - done, PREFETCH, 32)
         gdc_wait()
+        # attention reads the round's tables without waiting for this kernel
+        gdc_launch_dependents()
     position = tl.load(p_positions + row)
     slot = tl.load(p_slots + row)
     at = p_qkv + (row * (HEADS + 2 * KV_HEADS) + head) * (2 * HALF) + i
@@ -402,7 +437,7 @@ def tree_attention_triton(
     group = heads // kv_heads
     block_group, block_dim = triton.next_power_of_2(group), triton.next_power_of_2(head_dim)
     plan = plan or choose_plan(num_rows, len(bases_S), block_group)
-    splits = triton.cdiv(max_positions, SPLIT)
+    splits = num_splits(max_positions)
     out = torch.empty_like(q_RHD)
     if plan.fused:
         acc, tops, totals = out, None, None
@@ -431,13 +466,13 @@ def tree_attention_triton(
         BLOCK_DIM=block_dim,
         PAGE=page,
         TILE=TILE,
-        SPLIT=SPLIT,
         SCALE=scale,
         WINDOW=window or 0,
         SOFTCAP=softcap or 0.0,
         ROWS=plan.rows,
         BLOCK_M=max(16, plan.rows * block_group),
         FUSED=plan.fused,
+        THREADS=plan.warps * 32,
         PDL=pdl,
         launch_pdl=pdl,
         num_warps=plan.warps,
@@ -455,8 +490,7 @@ def tree_attention_triton(
             heads,
             head_dim,
             block_dim,
-            SPLIT,
-            4,
+            16,
             PDL=pdl,
             launch_pdl=pdl,
             num_warps=1,

@@ -1,6 +1,7 @@
 """The arithmetic of the rejection rules, for float64 tensors and, in the proofs, for numpy arrays of exact fractions alike.
 
-p: the target's distribution at a node, what is left of it after rejections. q: the distribution that the next child was drawn from.
+All arrays are [S, V] (or [S] where said). p: the target's distribution at a node, what is left of it after rejections.
+q: the distribution that the next child was drawn from. x: that child, as 1 at its token and 0 elsewhere.
 """
 
 from typing import Any, TypeVar
@@ -13,9 +14,24 @@ Numbers = TypeVar("Numbers", Tensor, npt.NDArray[np.object_])
 
 
 def normalised(weights: Numbers) -> Numbers:
-    """Weights over their sum along the last axis; all zero stays so."""
+    """Weights over their sum; all zero stays so."""
     total: Any = weights.sum(-1)
-    return weights / (total + (total == 0))[..., None]
+    shares: Numbers = weights / (total + (total == 0))[..., None]
+    return shares
+
+
+def drawn_from(q: Numbers, x: Numbers) -> Numbers:
+    """q, or x itself where q cannot draw it: a fixed choice is drawn from the distribution that has it alone."""
+    possible: Any = (q * x).sum(-1) > 0
+    effective: Numbers = q * possible[..., None] + x * (possible == 0)[..., None]
+    return effective
+
+
+def acceptance_probability(p: Numbers, q: Numbers, x: Numbers, weight: Any = 1) -> Numbers:
+    """min(1, weight * p(x) / q(x)), [S]. In block verification the path above carries `weight`, and the result is x's own."""
+    ratio: Any = weight * (p * x).sum(-1) / (q * x).sum(-1)
+    probability: Numbers = ratio.clip(0, 1)
+    return probability
 
 
 def residual(p: Numbers, q: Numbers) -> Numbers:
@@ -24,29 +40,21 @@ def residual(p: Numbers, q: Numbers) -> Numbers:
     No mass is left only where p = q, where nothing is ever rejected, up to rounding; then p itself.
     """
     left: Any = (p - q).clip(0)
-    return normalised(left + p * (left.sum(-1) == 0)[..., None])
+    kept: Numbers = left + p * (left.sum(-1) == 0)[..., None]
+    return normalised(kept)
 
 
-def acceptance_probability(p_of_child: Numbers, q_of_child: Numbers) -> Numbers:
-    """min(1, p / q) of a child drawn from q. A child that q cannot have drawn is a fixed choice badly labelled: 0."""
-    ratio: Any = p_of_child / (q_of_child + (q_of_child == 0))
-    return ratio.clip(0, 1) * (q_of_child > 0)
-
-
-def without(distribution: Numbers, is_child: Numbers) -> Numbers:
-    """The distribution with one token taken out. `is_child`: 1 at that token, 0 elsewhere."""
-    return normalised(distribution * (1 - is_child))
-
-
-def carried(before: Numbers, p_of_child: Numbers, q_of_child: Numbers) -> Numbers:
-    """Block verification's weight of a path after one more token: min(1, before * p / q)."""
-    ratio: Any = before * p_of_child / (q_of_child + (q_of_child == 0))
-    return ratio.clip(0, 1) * (q_of_child > 0)
+def without(q: Numbers, x: Numbers) -> Numbers:
+    """q after x was tried and taken out."""
+    return normalised(q * (1 - x))
 
 
 def stopping_probability(weight: Numbers, p: Numbers, q: Numbers) -> Numbers:
-    """Block verification's probability of keeping a path up to a node and not beyond: S / (S + 1 - weight), S the sum of
-    max(weight * p - q, 0); 0 where S is."""
+    """Block verification: the probability of keeping the path up to a node, given that it is not kept any further, [S].
+
+    S / (S + 1 - weight) with S the sum of max(weight * p - q, 0), and 0 where S is.
+    """
     surplus: Any = (weight[..., None] * p - q).clip(0).sum(-1)
     rest = surplus + 1 - weight
-    return surplus / (rest + (rest == 0))
+    probability: Numbers = surplus / (rest + (rest == 0))
+    return probability

@@ -22,7 +22,11 @@ class SharedNoise:
     per_seed = True
 
     def accept(
-        self, tree: TreeRows, logits_TV: Tensor, sampling: SamplingBatch, q: Sequence[Tensor | None] | None = None
+        self,
+        tree: TreeRows,
+        logits_TV: Tensor,
+        sampling: SamplingBatch,
+        q: Sequence[Tensor | None] | None = None,  # noqa: ARG002 (the protocol's)
     ) -> Accepted:
         """See `AcceptanceRule.accept`; `q` is not read."""
         return walk(tree, choose(tree, logits_TV, sampling))

@@ -34,6 +34,13 @@ class LosslessSettings:
     batch_sizes: tuple[int, ...] = BATCH_SIZES
 
 
+def quick(settings: LosslessSettings) -> LosslessSettings:
+    """The same matrix with few requests, few tokens and fewer batch sizes."""
+    return replace(
+        settings, max_tokens=min(settings.max_tokens, 12), prompts=min(settings.prompts, 3), seeds=1, batch_sizes=(1, 3, 8)
+    )
+
+
 @dataclass(kw_only=True, slots=True)
 class Comparison:
     """One setting against the baseline. `differing_ends`: requests that ended for another reason."""

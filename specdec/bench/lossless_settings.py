@@ -33,7 +33,9 @@ def settings_for(config: EngineConfig, preempting_gb: float, batch_sizes: Sequen
         Setting(config=plain, passes=((f"plain, {_FULL} at once", _FULL),)),
         Setting(config=adversarial, passes=tuple((f"adversarial trees, {size} at once", size) for size in batch_sizes)),
         Setting(config=several, passes=((f"{' + '.join(several.drafters)}, {_FULL} at once", _FULL),)),
-        Setting(config=replace(config, max_batch=_FULL, prefix_cache=False), passes=((f"planned trees, {_FULL} at once", _FULL),)),
+        Setting(
+            config=replace(config, max_batch=_FULL, prefix_cache=False), passes=((f"planned trees, {_FULL} at once", _FULL),)
+        ),
         Setting(config=replace(adversarial, chunk_tokens=16), passes=(("prompts in chunks of 16, 4 at once", 4),)),
         Setting(config=replace(adversarial, chunk_tokens=1 << 16), passes=(("prompts whole, 4 at once", 4),)),
         Setting(config=cached, passes=(("prefix cache filling, 4 at once", 4), ("prefix cache hit, 4 at once", 4))),
@@ -69,6 +71,6 @@ def _varieties(vocab_size: int, max_tokens: int) -> list[tuple[str, dict[str, An
         ("top_k 40", {"top_k": 40, "ignore_eos": True}),
         ("top_p 0.9", {"top_p": 0.9}),
         ("min_p 0.05", {"min_p": 0.05, "min_tokens": max_tokens // 2}),
-        ("logit_bias", {"logit_bias": {token: 4.0 for token in range(0, vocab_size, max(1, vocab_size // 50))}}),
+        ("logit_bias", {"logit_bias": dict.fromkeys(range(0, vocab_size, max(1, vocab_size // 50)), 4.0)}),
         ("stop", {"stop": ("e ", ".\n"), "top_k": 100, "top_p": 0.95, "repetition_penalty": 1.1, "min_tokens": 4}),
     ]

@@ -52,7 +52,18 @@ def speed_rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def acceptance_rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of `bench acceptance`."""
-    header = ["content", "cases", "acceptance length", "rate", "depth 1", "depth 4", "accepted by", "plain tok/s", "tok/s", "speed-up"]
+    header = [
+        "content",
+        "cases",
+        "acceptance length",
+        "rate",
+        "depth 1",
+        "depth 4",
+        "accepted by",
+        "plain tok/s",
+        "tok/s",
+        "speed-up",
+    ]
     rows = []
     for content, found in data["results"].items():
         depths = found["rate_by_depth"]

@@ -126,7 +126,9 @@ def _summary(samples: Sequence[Sample]) -> dict[str, Any]:
     return {
         "tokens_per_second": {name: asdict(over_repeats(values)) for name, values in speeds.items()},
         "decode_tokens_per_second": {
-            name: asdict(over_repeats(known)) for name, values in decode.items() if (known := [v for v in values if v is not None])
+            name: asdict(over_repeats(known))
+            for name, values in decode.items()
+            if (known := [v for v in values if v is not None])
         },
         "ratios": {
             ratio_name(above, below): asdict(_ratio(speeds[above], speeds[below]))

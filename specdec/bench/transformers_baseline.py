@@ -86,7 +86,7 @@ class _FirstStep:
         self.moment = 0.0
         self.num_tokens = 0
 
-    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         if self.num_tokens == 0:
             self.moment = time.perf_counter()
             self.num_tokens = input_ids.shape[1] - self._num_prompt_tokens

@@ -47,6 +47,8 @@ class PageAllocator:
             page, _ = self._idle.popitem(last=False)
             self._on_evict(page)
             self._free[page] = True
+        if count == 0:
+            return np.zeros(0, np.int64)
         pages = self._choose(count, after)
         self._free[pages] = False
         self._holders[pages] = 1

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Collection
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -44,8 +45,8 @@ class SafetensorsCheckpoint:
 
     def __init__(self, folder: Path) -> None:
         """Read the headers; ConfigError where there are no weights or a shard is missing or damaged."""
-        self._files: dict[Path, BinaryIO] = {}
-        self._entries: dict[str, tuple[BinaryIO, int, dict[str, Any]]] = {}
+        self._files: dict[Path, FileIO] = {}
+        self._entries: dict[str, tuple[FileIO, int, dict[str, Any]]] = {}
         for path in _weight_files(folder):
             file = self._files[path] = path.open("rb", buffering=0)
             header, start = _read_header(file, path)
@@ -60,7 +61,7 @@ class SafetensorsCheckpoint:
             raise ConfigError(f"Tensor {name} has dtype {entry['dtype']}, which is not supported; known: {', '.join(_DTYPES)}.")
         begin, end = entry["data_offsets"]
         raw = torch.empty(end - begin, dtype=torch.uint8)
-        view = memoryview(raw.numpy())
+        view = memoryview(raw.numpy().data)
         file.seek(start + begin)
         while view:
             count = file.readinto(view)
@@ -85,11 +86,13 @@ def _weight_files(folder: Path) -> list[Path]:
         paths = [folder / "model.safetensors"]
     for path in paths:
         if not path.is_file():
-            raise ConfigError(f"{path} is missing: only safetensors weights are read (model.safetensors, or {_INDEX} and its shards).")
+            raise ConfigError(
+                f"{path} is missing: only safetensors weights are read (model.safetensors, or {_INDEX} and its shards)."
+            )
     return paths
 
 
-def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
+def _read_header(file: FileIO, path: Path) -> tuple[dict[str, Any], int]:
     """The JSON header of a safetensors file and where its data starts."""
     size = int.from_bytes(file.read(8), "little")
     if not 2 <= size <= path.stat().st_size - 8:

@@ -136,7 +136,9 @@ def read_rope(fields: Fields) -> RopeConfig:
 def refuse_unsupported(fields: Fields) -> None:
     """Raise ConfigError for a field that changes the computation in a way that is not implemented."""
     if fields.get("quantization_config"):
-        raise ConfigError("quantization_config: quantized safetensors checkpoints are not supported; use a GGUF file or plain weights.")
+        raise ConfigError(
+            "quantization_config: quantized safetensors checkpoints are not supported; use a GGUF file or plain weights."
+        )
     activation = fields.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise ConfigError(f"hidden_act {activation!r} in the model's config is not supported; known: silu.")

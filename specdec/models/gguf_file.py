@@ -64,7 +64,9 @@ class GgufFile:
         hidden_size = self.value("{arch}.embedding_length")
         head_dim = self.value("{arch}.attention.key_length") or hidden_size // self.value("{arch}.attention.head_count")
         if self.value("{arch}.rope.dimension_count", head_dim) != head_dim:
-            raise ConfigError("rope.dimension_count in the GGUF file differs from the head size: partial rotation is not supported.")
+            raise ConfigError(
+                "rope.dimension_count in the GGUF file differs from the head size: partial rotation is not supported."
+            )
         eos = {self.value(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")} - {None}
         config = read_config(
             {

@@ -62,7 +62,7 @@ class _CountedWeights:
         self.num_router_parameters = 0
 
     def has(self, name: str) -> bool:
-        return False
+        return name in self.sizes
 
     def plain(self, name: str, *shape: int) -> Tensor:
         self.sizes[name] = math.prod(shape)

@@ -66,13 +66,13 @@ class Attention:
     def __call__(self, x_RE: Tensor, layer: int, rotation: Rotation, ctx: RoundContext) -> Tensor:
         num_rows, num_qk = x_RE.shape[0], self.num_heads + self.num_kv_heads
         qkv = self.qkv(x_RE)
-        qk, v = qkv.split((num_qk * self.head_dim, self.num_kv_heads * self.head_dim), -1)
+        qk, v = torch.split(qkv, [num_qk * self.head_dim, self.num_kv_heads * self.head_dim], -1)
         if self.qk_norm is not None:
             qk = self.qk_norm(qk)
         if self.clip is not None:
             qk, v = qk.clamp(-self.clip, self.clip), v.clamp(-self.clip, self.clip)
         qk_RBD = self.rope.rotate(qk.view(num_rows, num_qk, self.head_dim), rotation)
-        q_RHD, k_RKD = qk_RBD.split((self.num_heads, self.num_kv_heads), 1)
+        q_RHD, k_RKD = torch.split(qk_RBD, [self.num_heads, self.num_kv_heads], 1)
         out_RHD = ctx.attend(layer, q_RHD, k_RKD, v.view(num_rows, self.num_kv_heads, self.head_dim))
         return self.output(out_RHD.reshape(num_rows, -1))
 
@@ -98,7 +98,7 @@ class ProjectionNorm:
     k: RmsNorm
 
     def __call__(self, qk: Tensor) -> Tensor:
-        q, k = qk.split((len(self.q.weight), len(self.k.weight)), -1)
+        q, k = torch.split(qk, [len(self.q.weight), len(self.k.weight)], -1)
         return torch.cat((self.q(q), self.k(k)), -1)
 
 
@@ -141,7 +141,13 @@ class Decoder:
     """A decoder-only transformer: the model of every family here."""
 
     def __init__(
-        self, config: ModelConfig, embedding_VE: Tensor, layers: Sequence[DecoderLayer], norm: RmsNorm, head: PackedWeight, rope: Rope
+        self,
+        config: ModelConfig,
+        embedding_VE: Tensor,
+        layers: Sequence[DecoderLayer],
+        norm: RmsNorm,
+        head: PackedWeight,
+        rope: Rope,
     ) -> None:
         self.config = config
         self.cache_specs = (CacheSpec(num_kv_heads=config.num_kv_heads, head_dim=config.head_dim),) * config.num_layers

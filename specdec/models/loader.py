@@ -113,7 +113,9 @@ class CheckpointWeights:
         left = sorted(name for name in self._unread if not name.endswith(ignored))
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise ConfigError(f"The checkpoint's tensor {left[0]}{more} has no place in a {config.family} model of this config.")
+            raise ConfigError(
+                f"The checkpoint's tensor {left[0]}{more} has no place in a {config.family} model of this config."
+            )
 
     def _read(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         if name not in self._names:

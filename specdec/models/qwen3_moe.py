@@ -30,6 +30,4 @@ def build(config: ModelConfig, weights: Weights) -> Decoder:
             return build_gated_mlp(config, weights, f"{layer}.mlp")
         return build_sparse_mlp(config, weights, f"{layer}.mlp", ("gate_proj", "up_proj", "down_proj"))
 
-    return build_decoder(
-        config, weights, mlp=mlp, qk_norm=lambda attention: build_head_norm(config, weights, attention)
-    )
+    return build_decoder(config, weights, mlp=mlp, qk_norm=lambda attention: build_head_norm(config, weights, attention))

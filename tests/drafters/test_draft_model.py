@@ -169,16 +169,18 @@ def test_sampled_drafts_follow_the_law_they_state() -> None:
     drafter = DraftModelDrafter(0, model, samples=True, depth=1, width=2)
     drafter.start("a", tokens, ())
     law = torch.softmax(logits_after(tokens) / 0.8, -1)
-    for seed in range(3000):
+    proposal: Proposal | None = None
+    for seed in range(2000):
         sampling = SamplingParams(temperature=0.8, seed=seed)
         asked = DraftContext(request_id="a", tokens=tokens, num_prompt_tokens=1, sampling=sampling, max_nodes=3, max_depth=1)
         proposal = drafter.propose([asked])[0]
         assert proposal is not None
-        assert proposal.q is not None
         counts[proposal.tree.tokens[1]] += 1
+    assert proposal is not None
+    assert proposal.q is not None
     assert torch.allclose(proposal.q[0], law, atol=1e-6)
     assert proposal.q.shape == (3, VOCAB)
-    assert np.abs(counts / 3000 - law.numpy()).max() < 0.03
+    assert np.abs(counts / 2000 - law.numpy()).max() < 0.035
 
 
 def test_a_greedy_sampled_draft_has_no_second_candidate() -> None:

@@ -25,7 +25,7 @@ def random(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
 def test_agrees_with_the_reference(shape: tuple[int, int], dtype: torch.dtype, keep_plain: bool) -> None:
     weight, bias = random(*shape, dtype=dtype, seed=1), random(shape[0], dtype=dtype, seed=2)
     packed = pack(weight, keep_plain=keep_plain)
-    for num_rows in (1, 3, 16):
+    for num_rows in (0, 1, 3, 16):
         x = random(num_rows, shape[1], dtype=dtype, seed=num_rows)
         for b in (None, bias):
             out = linear(x, packed, b)

@@ -45,7 +45,7 @@ def plain_context() -> type[PlainContext]:
     return PlainContext
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def all_logits() -> Logits:
     """The logits [R, V] of every position of a sequence, computed in one pass."""
 

@@ -84,7 +84,7 @@ def test_bfloat16_is_as_close_to_float32_as_transformers_is(
     assert ours <= 1.2 * theirs
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmoe"])
 def test_a_row_has_the_same_bits_beside_any_number_of_rows(
     family: str, dtype: str, tiny_checkpoint: Callable[..., Path]

