@@ -171,7 +171,7 @@ def _progress() -> RichProgress:
 def _show(title: str, table: tuple[list[str], list[list[str]]], data: dict[str, Any]) -> None:
     from specdec.bench import report
 
-    report.show(Console(), title, *table, data)
+    report.show(report.console(), title, *table, data)
 
 
 def _end(failures: list[str]) -> None:

@@ -76,13 +76,15 @@ class Speculator:
         drafts = [Draft(DraftTree.root(sequence.tokens[-1])) for sequence in sequences]
         if not sequences or not self.drafters:
             return drafts
-        for index, found in self._ask(sequences, self._contexts(sequences)).items():
+        contexts = self._contexts(sequences)
+        for index, found in self._ask(sequences, contexts).items():
             drafts[index] = _join(found)
         context = max(len(sequence.tokens) for sequence in sequences)
         keeps = self._planner.plan(
             [sequence.request_id for sequence in sequences], [draft.tree for draft in drafts], other_rows, context
         )
-        return [draft.cut(keep) for draft, keep in zip(drafts, keeps, strict=True)]
+        drafts = [draft.cut(keep) for draft, keep in zip(drafts, keeps, strict=True)]
+        return [_at_most(draft, contexts[i].max_nodes) if i in contexts else draft for i, draft in enumerate(drafts)]
 
     def _contexts(self, sequences: SequenceOf[Sequence]) -> dict[int, DraftContext]:
         """What each sequence may be drafted, by its index; those that may not or need not are left out."""
@@ -153,6 +155,15 @@ def _join(proposals: list[Proposal]) -> Draft:
         if proposal.q is not None:
             return Draft(proposal.tree, proposal.q)
     return Draft(merge([proposal.tree for proposal in proposals]))
+
+
+def _at_most(draft: Draft, max_nodes: int) -> Draft:
+    """Several drafters together may say more than one may; what lies nearest to the root stays."""
+    if len(draft.tree) <= max_nodes:
+        return draft
+    keep = np.zeros(len(draft.tree), np.bool_)
+    keep[np.argsort(draft.tree.depths(), kind="stable")[:max_nodes]] = True
+    return draft.cut(keep)
 
 
 def count(stats: SpeculationStats, tree: DraftTree, path: IntArray, names: SequenceOf[str]) -> None:

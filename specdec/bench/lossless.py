@@ -15,7 +15,7 @@ from specdec import assemble
 from specdec.bench import suite
 from specdec.bench.cases import Case, greedy_answers, prepare
 from specdec.bench.environment import conditions
-from specdec.bench.lossless_settings import BATCH_SIZES, Setting, make_requests, settings_for
+from specdec.bench.lossless_settings import BATCH_SIZES, SMALL_PAGE, WHOLE_PROMPT, Setting, make_requests, settings_for
 from specdec.cache.pool import KVPool
 from specdec.config import EngineConfig
 from specdec.llm import LLM, Completion
@@ -37,7 +37,7 @@ class LosslessSettings:
 def quick(settings: LosslessSettings) -> LosslessSettings:
     """The same matrix with few requests, few tokens and fewer batch sizes."""
     return replace(
-        settings, max_tokens=min(settings.max_tokens, 12), prompts=min(settings.prompts, 3), seeds=1, batch_sizes=(1, 3, 8)
+        settings, max_tokens=min(settings.max_tokens, 20), prompts=min(settings.prompts, 3), seeds=1, batch_sizes=(1, 3, 8)
     )
 
 
@@ -83,19 +83,15 @@ def run(settings: LosslessSettings, progress: Progress) -> dict[str, Any]:
     Raises:
         ConfigError: a bad setting or model.
     """
-    base = replace(
-        settings.config, drafters=(), draft_model=None, prefix_cache=False, max_batch=1, chunk_tokens=1 << 16, adaptive=True
-    )
     loaded = assemble.load(settings.config, progress)
-    llm = LLM(assemble.build(base, progress, loaded))
-    cases = _cases(settings, llm, progress)
-    requests = make_requests(cases, llm.tokenizer.vocab_size, settings.seeds, settings.max_tokens)
-    expected = {done.request_id: done for done in _generate(llm, [requests[i : i + 1] for i in range(len(requests))], progress)}
+    baselines = _Baselines(settings, loaded, progress)
+    llm, requests = baselines.llm, baselines.requests
     found = conditions(llm.assembled.device)
-    oracle: dict[str, tuple[int, ...]] = {name: tuple(done.token_ids) for name, done in expected.items()}
+    small = replace(settings.config, page_size=SMALL_PAGE if llm.assembled.device == "cpu" else settings.config.page_size)
+    tight = replace(small, cache_gb=_tight_gb(small, loaded, requests))
     comparisons: list[Comparison] = []
-    for setting in settings_for(settings.config, _preempting_gb(settings.config, loaded, requests), settings.batch_sizes):
-        comparisons += _compare(setting, loaded, requests, expected, oracle, progress)
+    for setting in settings_for(settings.config, small, tight, settings.batch_sizes):
+        comparisons += _compare(setting, loaded, requests, baselines.at(setting.config.page_size), progress)
     return {
         "bench": "lossless",
         **found,
@@ -108,6 +104,7 @@ def run(settings: LosslessSettings, progress: Progress) -> dict[str, Any]:
             "max_tokens": settings.max_tokens,
             "temperatures": sorted({request.sampling.temperature for request in requests}),
             "seeds": settings.seeds,
+            "page_sizes": [settings.config.page_size, small.page_size],
             "self_test": "exact" if llm.assembled.self_test.exact else llm.assembled.self_test.failure,
         },
         "results": {
@@ -128,6 +125,30 @@ def _bits(entry: TokenLogprob) -> tuple[object, ...]:
     return entry.token, struct.pack("<d", entry.logprob), tuple((t, struct.pack("<d", p)) for t, p in entry.top)
 
 
+class _Baselines:
+    """Plain answers by page size. On the CPU a page is attention's tile, so page sizes differ in the last bits."""
+
+    def __init__(self, settings: LosslessSettings, loaded: assemble.LoadedModel, progress: Progress) -> None:
+        self._config = replace(
+            settings.config, drafters=(), draft_model=None, prefix_cache=False, max_batch=1, chunk_tokens=WHOLE_PROMPT
+        )
+        self._loaded = loaded
+        self._progress = progress
+        self._answers: dict[int, dict[str, Completion]] = {}
+        self.llm = LLM(assemble.build(self._config, progress, loaded))
+        cases = _cases(settings, self.llm, progress)
+        self.requests = make_requests(cases, self.llm.tokenizer.vocab_size, settings.seeds, settings.max_tokens)
+
+    def at(self, page_size: int) -> dict[str, Completion]:
+        if page_size not in self._answers:
+            config = replace(self._config, page_size=page_size)
+            llm = LLM(assemble.build(config, self._progress, self._loaded))
+            alone = [[request] for request in self.requests]
+            done = _generate(llm, alone, self._progress, f"Baseline, pages of {page_size}")
+            self._answers[page_size] = {answer.request_id: answer for answer in done}
+        return self._answers[page_size]
+
+
 def _cases(settings: LosslessSettings, llm: LLM, progress: Progress) -> tuple[Case, ...]:
     prompts = suite.load()
     types = dict.fromkeys(prompt.content_type for prompt in prompts)
@@ -142,10 +163,10 @@ def _compare(
     loaded: assemble.LoadedModel,
     requests: Sequence[Request],
     expected: Mapping[str, Completion],
-    oracle: Mapping[str, Sequence[int]],
     progress: Progress,
 ) -> Iterator[Comparison]:
-    """One engine, one comparison for each of the setting's passes."""
+    """One engine, one comparison for each of the setting's passes. The adversary knows the answers, so some drafts are right."""
+    oracle = {name: tuple(answer.token_ids) for name, answer in expected.items()}
     llm = LLM(assemble.build(setting.config, progress, loaded, oracle=oracle))
     for name, size in setting.passes:
         before = llm.engine.status().num_preemptions
@@ -156,17 +177,15 @@ def _compare(
         yield comparison
 
 
-def _generate(
-    llm: LLM, groups: Sequence[Sequence[Request]], progress: Progress, description: str = "Baseline"
-) -> Iterator[Completion]:
+def _generate(llm: LLM, groups: Sequence[Sequence[Request]], progress: Progress, description: str) -> Iterator[Completion]:
     with progress.task(description, sum(map(len, groups))) as advance:
         for group in groups:
             yield from llm.generate(group)
             advance(len(group))
 
 
-def _preempting_gb(config: EngineConfig, loaded: assemble.LoadedModel, requests: Sequence[Request]) -> float:
-    """A cache that holds the longest request with its largest tree, and hardly more: two together push each other out."""
-    longest = max(len(request.prompt_ids) + request.sampling.max_tokens for request in requests) + config.max_tree_nodes
-    pages = max(-(-longest // config.page_size) + 1, 3)
+def _tight_gb(config: EngineConfig, loaded: assemble.LoadedModel, requests: Sequence[Request]) -> float:
+    """A cache that holds the longest request and hardly more: two that grow push each other out."""
+    longest = max(len(request.prompt_ids) + request.sampling.max_tokens for request in requests)
+    pages = max(-(-longest // config.page_size) + 2, 3)
     return pages * KVPool.page_bytes(loaded.model.cache_specs, config.page_size, torch.float32) * 1.0001 / 1e9

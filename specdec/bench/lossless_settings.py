@@ -10,10 +10,13 @@ from specdec.request import Request, SamplingParams
 
 TEMPERATURES = (0.0, 0.7, 1.0)
 BATCH_SIZES = (1, 2, 3, 4, 5, 6, 7, 8)
+SMALL_PAGE = 16  # tokens
+WHOLE_PROMPT = 1 << 16  # chunk_tokens that cuts no prompt
+_SHORT_CHUNK = 16
 _FULL = max(BATCH_SIZES)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Setting:
     """An engine, and the passes that all requests make through it: (name, requests at once)."""
 
@@ -21,26 +24,45 @@ class Setting:
     passes: tuple[tuple[str, int], ...]
 
 
-def settings_for(config: EngineConfig, preempting_gb: float, batch_sizes: Sequence[int]) -> list[Setting]:
-    """Every way in which a request may be served. Drafts are verified whole, whether they pay or not."""
-    company = replace(config, max_batch=_FULL, prefix_cache=False, adaptive=False)
-    adversarial = replace(company, drafters=("adversarial",), draft_model=None)
-    plain = replace(company, drafters=(), draft_model=None)
-    several = replace(company, drafters=(*(name for name in config.drafters if name != "adversarial"), "adversarial"))
-    tight = replace(adversarial, cache_gb=preempting_gb, max_model_len=None)
-    cached = replace(adversarial, prefix_cache=True, page_size=16)
+def settings_for(config: EngineConfig, small: EngineConfig, tight: EngineConfig, batch_sizes: Sequence[int]) -> list[Setting]:
+    """Every way in which a request may be served.
+
+    Args:
+        config: the model, its page size and drafters.
+        small: the same with small pages, which short answers fill.
+        tight: the same with a cache too small for two long requests.
+        batch_sizes: how many requests share the rounds with adversarial trees.
+    """
+    several = (*config.drafters, "adversarial")
+    chunked, whole = (
+        replace(_adversarial(config), chunk_tokens=_SHORT_CHUNK),
+        replace(_adversarial(config), chunk_tokens=WHOLE_PROMPT),
+    )
+    cached = replace(_adversarial(config), prefix_cache=True)
+    cached_small = replace(_adversarial(small), prefix_cache=True)
+    pressed = replace(_adversarial(tight), prefix_cache=True, max_model_len=None)
     return [
-        Setting(config=plain, passes=((f"plain, {_FULL} at once", _FULL),)),
-        Setting(config=adversarial, passes=tuple((f"adversarial trees, {size} at once", size) for size in batch_sizes)),
-        Setting(config=several, passes=((f"{' + '.join(several.drafters)}, {_FULL} at once", _FULL),)),
-        Setting(
-            config=replace(config, max_batch=_FULL, prefix_cache=False), passes=((f"planned trees, {_FULL} at once", _FULL),)
-        ),
-        Setting(config=replace(adversarial, chunk_tokens=16), passes=(("prompts in chunks of 16, 4 at once", 4),)),
-        Setting(config=replace(adversarial, chunk_tokens=1 << 16), passes=(("prompts whole, 4 at once", 4),)),
-        Setting(config=cached, passes=(("prefix cache filling, 4 at once", 4), ("prefix cache hit, 4 at once", 4))),
-        Setting(config=tight, passes=((f"preemption forced, {_FULL} at once", _FULL),)),
+        Setting(_together(config, ()), ((f"plain, {_FULL} at once", _FULL),)),
+        Setting(_adversarial(config), tuple((f"adversarial trees, {size} at once", size) for size in batch_sizes)),
+        Setting(_together(config, several), ((f"{', '.join(several)}: {_FULL} at once", _FULL),)),
+        Setting(replace(config, max_batch=_FULL, prefix_cache=False), ((f"planned trees, {_FULL} at once", _FULL),)),
+        Setting(chunked, ((f"prompts in chunks of {_SHORT_CHUNK}, 4 at once", 4),)),
+        Setting(whole, (("prompts whole, 4 at once", 4),)),
+        Setting(cached, (("prefix cache filling, 4 at once", 4), ("prefix cache hit, 4 at once", 4))),
+        Setting(cached_small, (("small pages: prefix cache filling, 4 at once", 4), ("small pages: hit, 4 at once", 4))),
+        Setting(replace(pressed, prefix_cache=False), ((f"small pages: preemption, {_FULL} at once", _FULL),)),
+        Setting(pressed, ((f"small pages: preemption, prefix cache, {_FULL} at once", _FULL),)),
     ]
+
+
+def _together(config: EngineConfig, drafters: tuple[str, ...]) -> EngineConfig:
+    """Drafts are verified whole, whether they pay or not."""
+    draft_model = config.draft_model if "draft-model" in drafters else None
+    return replace(config, max_batch=_FULL, prefix_cache=False, adaptive=False, drafters=drafters, draft_model=draft_model)
+
+
+def _adversarial(config: EngineConfig) -> EngineConfig:
+    return _together(config, ("adversarial",))
 
 
 def make_requests(cases: Sequence[Case], vocab_size: int, seeds: int, max_tokens: int) -> list[Request]:

@@ -1,6 +1,7 @@
 """How results are shown: tables for people, one JSON line for programs, a Markdown report with a plot for keeping."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,25 +11,26 @@ from rich.table import Table
 
 from specdec.bench.environment import describe
 
+_FILE_WIDTH = 180
 Row = Sequence[str]
 
 
-def show(console: Console, title: str, header: Row, rows: Sequence[Row], data: dict[str, Any]) -> None:
+def console() -> Console:
+    """Standard output, wide enough for the tables where it is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+
+
+def show(out: Console, title: str, header: Row, rows: Sequence[Row], data: dict[str, Any]) -> None:
     """A table with its conditions, then the JSON object as the last line."""
     table = Table(title=title, caption=describe(data), title_justify="left", caption_justify="left")
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    out.print(table)
     for name, value in data["settings"].items():
-        console.print(f"  {name}: {_plain(value)}", highlight=False, markup=False, soft_wrap=True)
-    show_json(console, data)
-
-
-def show_json(console: Console, data: dict[str, Any]) -> None:
-    """One line, however wide the terminal is."""
-    console.out(json.dumps(data, ensure_ascii=False, allow_nan=False), highlight=False)
+        out.print(f"  {name}: {_plain(value)}", highlight=False, markup=False, soft_wrap=True)
+    out.out(json.dumps(data, ensure_ascii=False, allow_nan=False), highlight=False)
 
 
 def speed_rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

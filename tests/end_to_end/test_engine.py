@@ -100,11 +100,10 @@ def test_nothing_changes_a_bit(loaded: assemble.LoadedModel, expected: dict[str,
         assert any(found.num_cached_tokens for found in done)
 
 
-def test_preemption_changes_no_bit(loaded: assemble.LoadedModel, expected: dict[str, Completion]) -> None:
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_preemption_changes_no_bit(loaded: assemble.LoadedModel, expected: dict[str, Completion], prefix_cache: bool) -> None:
     page_bytes = assemble.KVPool.page_bytes(loaded.model.cache_specs, 16, torch.float32)
-    tight = llm(
-        loaded, oracle_of(expected), drafters=("adversarial",), adaptive=False, cache_gb=page_bytes * 14.01 / 1e9
-    )
+    tight = llm(loaded, cache_gb=page_bytes * 9.01 / 1e9, prefix_cache=prefix_cache)
     for found in tight.generate(requests()):
         assert content(found) == content(expected[found.request_id]), found.request_id
     assert tight.engine.status().num_preemptions > 0

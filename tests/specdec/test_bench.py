@@ -340,7 +340,9 @@ def test_lossless_requests_cover_temperatures_seeds_and_parameters() -> None:
 
 
 def test_lossless_settings_cover_the_ways_of_serving() -> None:
-    settings = settings_for(EngineConfig(), 0.01, (1, 8))
+    config = EngineConfig()
+    small = replace(config, page_size=16)
+    settings = settings_for(config, small, replace(small, cache_gb=0.01), (1, 8))
     names = [name for setting in settings for name, _ in setting.passes]
     assert len(set(names)) == len(names)
     assert any(not setting.config.drafters for setting in settings)
