@@ -143,7 +143,7 @@ class Engine:
         """Run one round; False when there was nothing to do. A round that fails takes its own requests with it, no more."""
         self._take_commands()
         turns = self._scheduler.schedule()
-        self.metrics.on_schedule(self.status())
+        self._report()
         if not turns:
             return False
         try:
@@ -235,6 +235,7 @@ class Engine:
         if not sequence.admitted:
             sequence.admitted = True
             self._speculator.start(sequence)
+            self.metrics.on_start(sequence)
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         """Give back all that a sequence holds."""
@@ -250,6 +251,12 @@ class Engine:
         reason = FinishReason.ERROR
         if sequence.request_id in self._sequences:
             self._deliver(sequence, RequestOutput(request_id=sequence.request_id, finish_reason=reason, error=message))
+
+    def _report(self) -> None:
+        status = self.status()
+        self.metrics.on_schedule(
+            status.num_running, status.num_waiting, status.pages_used / status.pages_total, status.num_preemptions
+        )
 
     def _take_commands(self) -> None:
         with self._wakeup:

@@ -15,7 +15,7 @@ from specdec import assemble
 from specdec.bench import suite
 from specdec.bench.cases import Case, greedy_answers, prepare
 from specdec.bench.environment import conditions
-from specdec.bench.lossless_settings import BATCH_SIZES, SMALL_PAGE, WHOLE_PROMPT, Setting, make_requests, settings_for
+from specdec.bench.lossless_settings import BATCH_SIZES, SMALL_PAGE, WHOLE_PROMPT, Setting, make_requests, settings_for, short
 from specdec.cache.pool import KVPool
 from specdec.config import EngineConfig
 from specdec.llm import LLM, Completion
@@ -165,7 +165,8 @@ def _compare(
     expected: Mapping[str, Completion],
     progress: Progress,
 ) -> Iterator[Comparison]:
-    """One engine, one comparison for each of the setting's passes. The adversary knows the answers, so some drafts are right."""
+    """One engine, one comparison for each pass. The adversary knows the answers, so that some drafts are right."""
+    requests = short(requests) if setting.only_short else requests
     oracle = {name: tuple(answer.token_ids) for name, answer in expected.items()}
     llm = LLM(assemble.build(setting.config, progress, loaded, oracle=oracle))
     for name, size in setting.passes:
@@ -185,7 +186,8 @@ def _generate(llm: LLM, groups: Sequence[Sequence[Request]], progress: Progress,
 
 
 def _tight_gb(config: EngineConfig, loaded: assemble.LoadedModel, requests: Sequence[Request]) -> float:
-    """A cache that holds the longest request and hardly more: two that grow push each other out."""
-    longest = max(len(request.prompt_ids) + request.sampling.max_tokens for request in requests)
-    pages = max(-(-longest // config.page_size) + 2, 3)
+    """A cache in which about three of the short requests begin, but cannot all end."""
+    lengths = [len(request.prompt_ids) for request in short(requests)]
+    longest = -(-(lengths[-1] + requests[0].sampling.max_tokens) // config.page_size)
+    pages = max(longest + 1, 3 * -(-lengths[len(lengths) // 2] // config.page_size) + 2)
     return pages * KVPool.page_bytes(loaded.model.cache_specs, config.page_size, torch.float32) * 1.0001 / 1e9

@@ -18,10 +18,11 @@ _FULL = max(BATCH_SIZES)
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """An engine, and the passes that all requests make through it: (name, requests at once)."""
+    """An engine, and the passes that requests make through it: (name, requests at once)."""
 
     config: EngineConfig
     passes: tuple[tuple[str, int], ...]
+    only_short: bool = False  # without the longer half of the requests, whose prompts alone would fill a small cache
 
 
 def settings_for(config: EngineConfig, small: EngineConfig, tight: EngineConfig, batch_sizes: Sequence[int]) -> list[Setting]:
@@ -30,7 +31,7 @@ def settings_for(config: EngineConfig, small: EngineConfig, tight: EngineConfig,
     Args:
         config: the model, its page size and drafters.
         small: the same with small pages, which short answers fill.
-        tight: the same with a cache too small for two long requests.
+        tight: small pages, and a cache that a few of the short requests outgrow.
         batch_sizes: how many requests share the rounds with adversarial trees.
     """
     several = (*config.drafters, "adversarial")
@@ -40,7 +41,7 @@ def settings_for(config: EngineConfig, small: EngineConfig, tight: EngineConfig,
     )
     cached = replace(_adversarial(config), prefix_cache=True)
     cached_small = replace(_adversarial(small), prefix_cache=True)
-    pressed = replace(_adversarial(tight), prefix_cache=True, max_model_len=None)
+    pressed = replace(tight, max_model_len=None)
     return [
         Setting(_together(config, ()), ((f"plain, {_FULL} at once", _FULL),)),
         Setting(_adversarial(config), tuple((f"adversarial trees, {size} at once", size) for size in batch_sizes)),
@@ -49,9 +50,11 @@ def settings_for(config: EngineConfig, small: EngineConfig, tight: EngineConfig,
         Setting(chunked, ((f"prompts in chunks of {_SHORT_CHUNK}, 4 at once", 4),)),
         Setting(whole, (("prompts whole, 4 at once", 4),)),
         Setting(cached, (("prefix cache filling, 4 at once", 4), ("prefix cache hit, 4 at once", 4))),
-        Setting(cached_small, (("small pages: prefix cache filling, 4 at once", 4), ("small pages: hit, 4 at once", 4))),
-        Setting(replace(pressed, prefix_cache=False), ((f"small pages: preemption, {_FULL} at once", _FULL),)),
-        Setting(pressed, ((f"small pages: preemption, prefix cache, {_FULL} at once", _FULL),)),
+        Setting(
+            cached_small, (("small pages, prefix cache filling, 4 at once", 4), ("small pages, prefix cache hit, 4 at once", 4))
+        ),
+        Setting(_together(pressed, ()), ((f"preemption, plain, {_FULL} at once", _FULL),), only_short=True),
+        Setting(_adversarial(pressed), ((f"preemption, adversarial trees, {_FULL} at once", _FULL),), only_short=True),
     ]
 
 
@@ -83,6 +86,11 @@ def make_requests(cases: Sequence[Case], vocab_size: int, seeds: int, max_tokens
                     )
                 )
     return requests
+
+
+def short(requests: Sequence[Request]) -> list[Request]:
+    """The half with the shorter prompts."""
+    return sorted(requests, key=lambda request: len(request.prompt_ids))[: -(-len(requests) // 2)]
 
 
 def _varieties(vocab_size: int, max_tokens: int) -> list[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,45 @@
+"""The counters, as a scraper reads them."""
+
+import numpy as np
+from prometheus_client import generate_latest
+
+from specdec.metrics import EngineMetrics
+from specdec.request import FinishReason, Request, SamplingParams
+from specdec.sequence import Sequence
+from specdec.tree import DraftTree
+
+
+def test_counters_follow_a_request() -> None:
+    metrics = EngineMetrics("tiny")
+    sequence = Sequence(
+        request=Request(request_id="a", prompt_ids=(1, 2, 3), sampling=SamplingParams(max_tokens=9)),
+        sink=lambda _output: None,
+        stop_ids=frozenset(),
+        stream=None,  # type: ignore[arg-type]
+        tokens=[1, 2, 3],
+        arrival=0.0,
+    )
+    metrics.on_schedule(num_running=1, num_waiting=2, cache_usage=0.25, num_preemptions=3)
+    metrics.on_schedule(num_running=1, num_waiting=2, cache_usage=0.25, num_preemptions=4)
+    metrics.on_start(sequence)
+    metrics.on_tokens(sequence, 3, DraftTree.chain(3, np.array([4, 5, 6, 7]), 0), num_accepted=2)
+    metrics.on_tokens(sequence, 1, DraftTree.root(6), num_accepted=0)
+    sequence.tokens += [4, 5, 6, 7]
+    metrics.on_finish(sequence, FinishReason.LENGTH)
+    text = generate_latest(metrics.registry).decode()
+    for line in (
+        'specdec:spec_decode_num_drafts_total{model_name="tiny"} 1.0',
+        'specdec:spec_decode_num_draft_tokens_total{model_name="tiny"} 4.0',
+        'specdec:spec_decode_num_accepted_tokens_total{model_name="tiny"} 2.0',
+        'specdec:spec_decode_num_accepted_tokens_per_pos_total{model_name="tiny",position="1"} 1.0',
+        'specdec:prompt_tokens_total{model_name="tiny"} 3.0',
+        'specdec:generation_tokens_total{model_name="tiny"} 4.0',
+        'specdec:num_preemptions_total{model_name="tiny"} 4.0',
+        'specdec:num_requests_waiting{model_name="tiny"} 2.0',
+        'specdec:kv_cache_usage_perc{model_name="tiny"} 0.25',
+        'specdec:request_success_total{finished_reason="length",model_name="tiny"} 1.0',
+        'specdec:time_to_first_token_seconds_count{model_name="tiny"} 1.0',
+        'specdec:inter_token_latency_seconds_count{model_name="tiny"} 1.0',
+    ):
+        assert line in text, line
+    assert 'position="2"' not in text
