@@ -1,8 +1,8 @@
 """Triton linear layer, bitwise the same row for any number of rows (bf16 or fp16 in, fp32 accumulation).
 
 K is walked in order in accumulator chains whose number depends on K alone, so tile shapes never show in the bits.
-Kernels are chained by programmatic dependent launch: each lets its successor start early, and asks for its own weights
-(into L2) before it waits for its predecessor's output. Legend: M rows, N outputs, K inputs, S splits of K.
+Kernels are chained by programmatic dependent launch: each lets its successor start early, and may load its own weights
+before it waits for its predecessor's output. Legend: M rows, N outputs, K inputs, S splits of K.
 """
 
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-IN_TURN_ROWS = 64  # above, tiles are large enough to run accumulator chains one after the other
-PREFETCH_LIMIT = 64 << 10  # bytes per program
-PREFETCH_WEIGHT = 32 << 20  # bytes; larger weights would push one another out of L2
-
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Shape of one program's work: speed only, never bits. stages: loads in flight, in tiles of BLOCK_K."""
+    """Shape of one program's work: speed only, never bits.
+
+    stages: loads in flight, in tiles of BLOCK_K. in_turn: accumulator chains run one after the other, for large tiles.
+    """
 
     m: int
     n: int
     k: int
     warps: int
     stages: int
+    in_turn: bool = False
 
     @property
     def options(self) -> dict[str, int | bool]:
@@ -34,27 +34,11 @@ class Tile:
             "BLOCK_M": self.m,
             "BLOCK_N": self.n,
             "BLOCK_K": self.k,
+            "IN_TURN": self.in_turn,
             "num_warps": self.warps,
             "num_stages": self.stages,
             "enable_fp_fusion": False,
         }
-
-
-@triton.jit
-def prefetch_l2(p_start, num_bytes, LIMIT: tl.constexpr, THREADS: tl.constexpr):
-    """Ask for the first min(num_bytes, LIMIT) bytes at `p_start` (16-byte aligned) in L2; returns at once."""
-    CHUNK: tl.constexpr = LIMIT // THREADS
-    offset = tl.arange(0, THREADS) * CHUNK
-    size = tl.minimum(tl.maximum(num_bytes - offset, 0), CHUNK) // 16 * 16
-    address = p_start.to(tl.int64, bitcast=True) + tl.where(size > 0, offset, 0)
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [address, tl.maximum(size, 16).to(tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit
@@ -66,6 +50,7 @@ def chained_product(
     K: tl.constexpr,
     CHAINS: tl.constexpr,
     IN_TURN: tl.constexpr,
+    WAIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -74,44 +59,97 @@ def chained_product(
 
     K is cut into CHAINS equal parts, each one accumulator chain in order of k; the parts are added first to last. They run
     side by side, because a tensor core takes 33 cycles for a step of one chain, or IN_TURN, where the tile is large enough
-    to hide that: the same bits.
+    to hide that: the same bits. WAIT: x is written by the kernel before this one; where BLOCK_K covers a part, the weights
+    are loaded before that kernel has ended.
     """
-    PART: tl.constexpr = K // CHAINS
-    k = tl.arange(0, BLOCK_K)
     if CHAINS == 4 and not IN_TURN:
-        part = tl.arange(0, 4)[:, None, None] * PART
-        p_x4 = p_xs[None, :, None] + part + k[None, None, :]
-        p_w4 = p_ws[None, :, None] + part + k[None, None, :]
-        acc4 = tl.zeros((4, BLOCK_M, BLOCK_N), tl.float32)
-        for start in range(0, PART, BLOCK_K):
-            m_x4 = m_x[None, :, None]
-            m_w4 = m_w[None, :, None]
-            if PART % BLOCK_K:
-                m_x4 = m_x4 & (start + k < PART)[None, None, :]
-                m_w4 = m_w4 & (start + k < PART)[None, None, :]
-            b_x = tl.load(p_x4 + start, m_x4, other=0.0)
-            b_w = tl.load(p_w4 + start, m_w4, other=0.0, eviction_policy="evict_first")
-            acc4 = tl.dot(b_x, tl.permute(b_w, (0, 2, 1)), acc4)
+        acc4 = _four_chains(p_xs, p_ws, m_x, m_w, K // 4, WAIT, BLOCK_M, BLOCK_N, BLOCK_K)
         even, odd = tl.split(tl.permute(tl.reshape(acc4, (2, 2, BLOCK_M, BLOCK_N)), (2, 3, 0, 1)))
         first, third = tl.split(even)
         second, fourth = tl.split(odd)
-        return first + second + third + fourth
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for chain in range(CHAINS):
-        p_x2 = p_xs[:, None] + (chain * PART + k)[None, :]
-        p_w2 = p_ws[:, None] + (chain * PART + k)[None, :]
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for start in range(0, PART, BLOCK_K):
-            m_x2 = m_x[:, None]
-            m_w2 = m_w[:, None]
-            if PART % BLOCK_K:
-                m_x2 = m_x2 & (start + k < PART)[None, :]
-                m_w2 = m_w2 & (start + k < PART)[None, :]
-            b_x = tl.load(p_x2 + start, m_x2, other=0.0)
-            b_w = tl.load(p_w2 + start, m_w2, other=0.0, eviction_policy="evict_first")
-            acc = tl.dot(b_x, b_w.T, acc)
-        total += acc
+        total = first + second + third + fourth
+    else:
+        if WAIT:
+            gdc_wait()
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for chain in range(CHAINS):
+            offset = chain * (K // CHAINS)
+            acc = _one_chain(p_xs + offset, p_ws + offset, m_x, m_w, K // CHAINS, BLOCK_M, BLOCK_N, BLOCK_K)
+            # the select keeps the compiler from adding inside the product, which would be another order of addition
+            total += tl.where(m_x[:, None], acc, 0.0)
     return total
+
+
+@triton.jit
+def _four_chains(
+    p_xs,
+    p_ws,
+    m_x,
+    m_w,
+    PART: tl.constexpr,
+    WAIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """[4, BLOCK_M, BLOCK_N]: the four chains of `chained_product` side by side."""
+    k = tl.arange(0, BLOCK_K)
+    part = tl.arange(0, 4)[:, None, None] * PART
+    p_x4 = p_xs[None, :, None] + part + k[None, None, :]
+    p_w4 = p_ws[None, :, None] + part + k[None, None, :]
+    m_x4 = m_x[None, :, None]
+    m_w4 = m_w[None, :, None]
+    acc4 = tl.zeros((4, BLOCK_M, BLOCK_N), tl.float32)
+    if BLOCK_K >= PART:
+        if PART % BLOCK_K:
+            m_x4 = m_x4 & (k < PART)[None, None, :]
+            m_w4 = m_w4 & (k < PART)[None, None, :]
+        b_w = tl.load(p_w4, m_w4, other=0.0, eviction_policy="evict_first")
+        if WAIT:
+            gdc_wait()
+        b_x = tl.load(p_x4, m_x4, other=0.0)
+        acc4 = tl.dot(b_x, tl.permute(b_w, (0, 2, 1)), acc4)
+    else:
+        if WAIT:
+            gdc_wait()
+        for start in range(0, PART, BLOCK_K):
+            if PART % BLOCK_K:
+                m_k = (start + k < PART)[None, None, :]
+                b_x = tl.load(p_x4 + start, m_x4 & m_k, other=0.0)
+                b_w = tl.load(p_w4 + start, m_w4 & m_k, other=0.0, eviction_policy="evict_first")
+            else:
+                b_x = tl.load(p_x4 + start, m_x4, other=0.0)
+                b_w = tl.load(p_w4 + start, m_w4, other=0.0, eviction_policy="evict_first")
+            acc4 = tl.dot(b_x, tl.permute(b_w, (0, 2, 1)), acc4)
+    return acc4
+
+
+@triton.jit
+def _one_chain(
+    p_xs,
+    p_ws,
+    m_x,
+    m_w,
+    PART: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """[BLOCK_M, BLOCK_N]: one accumulator chain over PART inputs."""
+    k = tl.arange(0, BLOCK_K)
+    p_x2 = p_xs[:, None] + k[None, :]
+    p_w2 = p_ws[:, None] + k[None, :]
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, PART, BLOCK_K):
+        if PART % BLOCK_K:
+            m_k = (start + k < PART)[None, :]
+            b_x = tl.load(p_x2 + start, m_x[:, None] & m_k, other=0.0)
+            b_w = tl.load(p_w2 + start, m_w[:, None] & m_k, other=0.0, eviction_policy="evict_first")
+        else:
+            b_x = tl.load(p_x2 + start, m_x[:, None], other=0.0)
+            b_w = tl.load(p_w2 + start, m_w[:, None], other=0.0, eviction_policy="evict_first")
+        acc = tl.dot(b_x, b_w.T, acc)
+    return acc
 
 
 @triton.jit
@@ -134,8 +172,6 @@ def _linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_N: tl.constexpr,
-    PREFETCH: tl.constexpr,
-    THREADS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """out[split, m, n] = sum over this split's k of x[m, k] w[n, k]; grid (tiles of M times tiles of N, splits)."""
@@ -151,17 +187,12 @@ def _linear_kernel(
 
     if PDL:
         gdc_launch_dependents()
-        if PREFETCH > 0:
-            first = tile_n.to(tl.int64) * BLOCK_N
-            rows = tl.minimum(N - first, BLOCK_N)
-            prefetch_l2(p_w + first * K, rows * K * 2, PREFETCH, THREADS)
-        gdc_wait()
 
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     p_xs = p_x + m.to(tl.int64) * stride_x + split * SPLIT_K
     p_ws = p_w + n.to(tl.int64) * K + split * SPLIT_K
-    acc = chained_product(p_xs, p_ws, m < M, n < N, SPLIT_K, CHAINS, IN_TURN, BLOCK_M, BLOCK_N, BLOCK_K)
+    acc = chained_product(p_xs, p_ws, m < M, n < N, SPLIT_K, CHAINS, IN_TURN, PDL, BLOCK_M, BLOCK_N, BLOCK_K)
 
     m_rows = m < M
     m_columns = n < N
@@ -253,12 +284,21 @@ def num_chains(depth: int) -> int:
 
 def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
     """The tile for x [num_rows, depth] and `width` outputs."""
-    if num_rows > IN_TURN_ROWS:
-        return Tile(128, 128, 64, 8, 3) if num_rows > 256 and width >= 1024 else Tile(64, 64, 64, 4, 4)
+    if num_rows > 64:
+        return Tile(128, 128, 64, 8, 3, True) if num_rows > 256 and width >= 1024 else Tile(64, 64, 64, 4, 4, True)
     m = triton.next_power_of_2(num_rows)
-    if width * depth <= 1 << 20:
-        return Tile(m, 16, 64, 4, 4)
-    return Tile(m, 16 if width < 4096 else 32, 64, 4, 5 if m <= 16 else 3)
+    part = depth // num_chains(depth)
+    if width <= 8192 and ((m == 1 and part in (256, 512, 1024)) or (m == 2 and part == 1024)):
+        # one wave of programs that hold all of their weights in registers before the predecessor has ended
+        return Tile(m, 8, part, 4, 1)
+    if width >= 1 << 16:
+        few = Tile(m, 16, 128, 4, 4) if m <= 16 else Tile(32, 32, 64, 4, 3)
+        return few if m <= 32 else Tile(64, 64, 64, 4, 4, True)
+    if m == 64 and depth < 4096:
+        return Tile(32, 32, 64, 4, 3)
+    if m <= 4 or (m <= 32 and depth >= 4096):
+        return Tile(m, 16, 128, 4, 5 if m <= 16 else 4)
+    return Tile(m, 16, 64, 4, 6 if m <= 16 else 4)
 
 
 def _launch(
@@ -268,7 +308,6 @@ def _launch(
     width = weight.shape[0]
     assert depth % splits == 0, "splits of K are equal"
     grid = (triton.cdiv(num_rows, tile.m) * triton.cdiv(width, tile.n), splits)
-    wants_prefetch = splits == 1 and num_rows <= IN_TURN_ROWS and weight.nbytes <= PREFETCH_WEIGHT
     _linear_kernel[grid](
         x,
         weight,
@@ -281,12 +320,9 @@ def _launch(
         x.stride(0),
         SPLIT_K=depth // splits,
         CHAINS=num_chains(depth) if splits == 1 else 1,
-        IN_TURN=num_rows > IN_TURN_ROWS,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         GROUP_N=8,
-        PREFETCH=PREFETCH_LIMIT if wants_prefetch else 0,
-        THREADS=tile.warps * 32,
         PDL=pdl,
         launch_pdl=pdl,
         **tile.options,

@@ -23,12 +23,10 @@ from specdec.kernels.linear.kernel import (
     norm_warps,
     normalised,
     num_chains,
-    prefetch_l2,
 )
 
 DIRECT_ROWS = 16
 ROUTER_SPLITS = 8
-PREFETCH_LIMIT = 32 << 10  # bytes of one program's weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +119,6 @@ def _expert_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_TOP: tl.constexpr,
     BLOCK_X: tl.constexpr,
-    PREFETCH: tl.constexpr,
-    THREADS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """out[pair] = silu(gate) * up of x[row] (GATED: w [X, 2N, K]) or w x[pair] (w [X, N, K]).
@@ -161,12 +157,9 @@ def _expert_kernel(
         first_row = tl.min(tl.where(has, m, BLOCK_M), 0)
         active = first_row < BLOCK_M if BY_EXPERT else first_row == slot // TOP_K
     p_w_expert = p_w + expert.to(tl.int64) * ((2 if GATED else 1) * N * K)
-    if PDL and not GATED:
-        if PREFETCH > 0:
-            size = tl.minimum(N - tile_n * BLOCK_N, BLOCK_N) * K * 2
-            prefetch_l2(p_w_expert + tile_n * BLOCK_N * K, tl.where(active, size, 0), PREFETCH, THREADS)
-        gdc_wait()
     if not active:
+        if PDL and not GATED:
+            gdc_wait()
         return
 
     WIDE: tl.constexpr = 2 * BLOCK_N if GATED else BLOCK_N
@@ -176,7 +169,7 @@ def _expert_kernel(
     p_ws = p_w_expert + (column + j // BLOCK_N * N) * K
     source = pair // TOP_K if GATED else pair
     p_xs = p_x + source.to(tl.int64) * K
-    acc = chained_product(p_xs, p_ws, has, column < N, K, CHAINS, IN_TURN, BLOCK_M, WIDE, BLOCK_K)
+    acc = chained_product(p_xs, p_ws, has, column < N, K, CHAINS, IN_TURN, PDL and not GATED, BLOCK_M, WIDE, BLOCK_K)
     DTYPE: tl.constexpr = p_out.dtype.element_ty
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N)), (0, 2, 1)))
@@ -283,8 +276,10 @@ def experts_triton(
     groups = None if num_rows <= DIRECT_ROWS else group_triton(experts_Rk, num_experts, pdl=pdl)
     act = x_RE.new_empty((num_rows * k, inner))
     out = x_RE.new_empty((num_rows * k, hidden))
-    _launch(x_RE, gate_up_XIE, experts_Rk, groups, act, True, pdl, gate_up_tile or choose_tile(num_rows, k, num_experts, True))
-    _launch(act, down_XEI, experts_Rk, groups, out, False, pdl, down_tile or choose_tile(num_rows, k, num_experts, False))
+    gate_up_tile = gate_up_tile or choose_tile(num_rows, k, num_experts, True)
+    down_tile = down_tile or choose_tile(num_rows, k, num_experts, False)
+    _launch(x_RE, gate_up_XIE, experts_Rk, groups, act, True, pdl, gate_up_tile)
+    _launch(act, down_XEI, experts_Rk, groups, out, False, pdl, down_tile)
     return out
 
 
@@ -352,10 +347,12 @@ def choose_tile(num_rows: int, k: int, num_experts: int, gated: bool) -> Tile:
     per_expert = num_rows * k / num_experts
     if num_rows <= DIRECT_ROWS or per_expert <= 16:
         m = min(DIRECT_ROWS, triton.next_power_of_2(num_rows))
-        return Tile(m, 16, 64, 4, 4) if gated else Tile(m, 32, 64, 4, 3)
+        if gated:
+            return Tile(m, 8 if m == 1 else 16, 128, 4, 3)
+        return Tile(1, 16, 64, 4, 4) if m == 1 else Tile(m, 64, 64, 4, 3)
     if per_expert <= 64:
-        return Tile(64, 64, 64, 4, 4)
-    return Tile(128, 64 if gated else 128, 64, 8, 3)
+        return Tile(64, 64, 64, 4, 4, True)
+    return Tile(128, 64 if gated else 128, 64, 8, 3, True)
 
 
 def _launch(
@@ -378,14 +375,11 @@ def _launch(
         num_experts,
         k,
         CHAINS=num_chains(x.shape[1]),
-        IN_TURN=tile.m > 32,
         GATED=gated,
         GROUPED=groups is not None,
         BY_EXPERT=num_pairs >= num_experts,
         BLOCK_TOP=triton.next_power_of_2(k),
         BLOCK_X=triton.next_power_of_2(num_experts),
-        PREFETCH=PREFETCH_LIMIT,
-        THREADS=tile.warps * 32,
         PDL=pdl,
         launch_pdl=pdl,
         **tile.options,

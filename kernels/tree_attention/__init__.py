@@ -37,7 +37,7 @@ def tree_attention(
     Returns:
         [rows, heads, head_dim] in q's dtype; rows beyond the plans (padding) are zero.
     """
-    assert q_RHD.dim() == 3 and k_pages.shape == v_pages.shape and k_pages.dim() == 4, "q is RHD, pages are [P, K, page, D]"
+    assert (q_RHD.dim(), k_pages.dim(), v_pages.shape) == (3, 4, k_pages.shape), "q is [R, H, D], pages are [P, K, page, D]"
     assert q_RHD.shape[1] % k_pages.shape[1] == 0, "the heads divide evenly over the kv heads"
     assert k_pages.dtype == v_pages.dtype == torch.float32, "pages of the tile path are float32"
     return tree_attention_tiles(q_RHD, k_pages, v_pages, plans, scale=scale, window=window, softcap=softcap)

@@ -18,16 +18,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from specdec.kernels.linear.kernel import prefetch_l2
-
 TILE = 64
 LOG2E = 1.4426950408889634
-MAX_SPLIT_PROGRAMS = 64  # a program walks over every 64th split of longer contexts
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Shape of the launch: speed only, never bits. fused: one program walks over all splits of its rows (prefill)."""
+    """Shape of the launch: speed only, never bits. fused: one program walks over all splits of its 2 or more rows (prefill)."""
 
     rows: int
     warps: int
@@ -118,7 +115,6 @@ def _attend_kernel(
     ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     FUSED: tl.constexpr,
-    THREADS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid (blocks of ROWS rows, kv heads, splits).
@@ -136,7 +132,6 @@ def _attend_kernel(
     m_d = d < HEAD_DIM
     lane = tl.arange(0, TILE)
     ones = tl.full((TILE, 16), 1.0, p_v.dtype.element_ty)
-    # the tables are older than the kernel just before, which starts this one after its own wait
     position = tl.load(p_positions + row, m_m, other=-1).to(tl.int32)
     sequence = tl.load(p_sequences + row, m_m, other=-1).to(tl.int32)
     first_sequence = tl.load(p_sequences + first_row).to(tl.int32)
@@ -144,12 +139,6 @@ def _attend_kernel(
     last = tl.max(position, 0)
     if PDL:
         gdc_launch_dependents()
-        split = tl.program_id(2)
-        for start in range(_split_start(split), tl.minimum(_split_start(split + 1), last + 1), TILE):
-            page = tl.load(p_pages + first_sequence * P + start // PAGE)
-            at_tile = ((page * KV_HEADS + kv_head) * PAGE + start % PAGE) * HEAD_DIM
-            prefetch_l2(p_k + at_tile, TILE * HEAD_DIM * 2, TILE * BLOCK_DIM * 2, THREADS)
-            prefetch_l2(p_v + at_tile, TILE * HEAD_DIM * 2, TILE * BLOCK_DIM * 2, THREADS)
         gdc_wait()
     at_q = (row.to(tl.int64) * (KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM + d[None, :]
     m_q = m_m[:, None] & m_d[None, :]
@@ -158,70 +147,49 @@ def _attend_kernel(
     all_top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     all_total = tl.zeros((BLOCK_M,), tl.float32)
     all_acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
+    # one program per split, or one for all of them
     for split in range(tl.program_id(2), _split_of(last) + 1, tl.num_programs(2)):
         top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         totals = tl.zeros((BLOCK_M, 16), tl.float32)
         acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
-        if ROWS == 1:
-            base = tl.load(p_bases + first_sequence).to(tl.int32)
+        for seq in range(first_sequence, last_sequence + 1):
+            mine = sequence == seq
+            base = tl.load(p_bases + seq).to(tl.int32)
+            high = tl.max(tl.where(mine, position, -1), 0)
             low = _split_start(split)
             if WINDOW > 0:
-                low = tl.maximum(low, (last - WINDOW + 1) // TILE * TILE)
-            for start in range(low, tl.minimum(_split_start(split + 1), last + 1), TILE):
+                oldest = tl.min(tl.where(mine, position, 1 << 30), 0) - WINDOW + 1
+                low = tl.maximum(low, oldest // TILE * TILE)
+            for start in range(low, tl.minimum(_split_start(split + 1), high + 1), TILE):
                 key = start + lane
-                m_key = key <= last
-                keep = m_key
+                keep = mine[:, None] & (key[None, :] <= position[:, None])
                 if WINDOW > 0:
-                    keep = keep & (key > last - WINDOW)
-                page = tl.load(p_pages + first_sequence * P + start // PAGE)
+                    keep = keep & (key[None, :] > position[:, None] - WINDOW)
+                page = tl.load(p_pages + seq * P + start // PAGE)
                 at_page = (page * KV_HEADS + kv_head) * PAGE + key % PAGE
-                at = _own_slots(p_ancestors, at_page, first_row, key, base, last, D, kv_head, KV_HEADS, PAGE)
-                at_kv = at[:, None] * HEAD_DIM + d[None, :]
-                b_k = tl.load(p_k + at_kv, m_key[:, None] & m_d[None, :], other=0.0)
-                b_v = tl.load(p_v + at_kv, m_key[:, None] & m_d[None, :], other=0.0)
-                weights, factor, top = _softmax_step(_scores(b_q, b_k, SCALE, SOFTCAP), keep[None, :], top)
+                m_kv = ((key <= high) & (key < base))[:, None] & m_d[None, :]
+                at_kv = at_page[:, None] * HEAD_DIM + d[None, :]
+                b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
+                b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
+                s = _scores(b_q, b_k, SCALE, SOFTCAP)
+                # rows of the tree read the tiles that reach above the base each for itself
+                own = mine & (position >= base) & (start + TILE > base)
+                own_first = tl.min(tl.where(own, row, 1 << 30), 0)
+                own_end = tl.max(tl.where(own, row, -1), 0) + 1
+                m_own = (key <= high)[:, None] & m_d[None, :]
+                for r in range(own_first, own_end):
+                    at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
+                    b_k_r = tl.load(p_k + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
+                    s = tl.where((row == r)[:, None], _scores(b_q, b_k_r, SCALE, SOFTCAP), s)
+                weights, factor, top = _softmax_step(s, keep, top)
                 weights = weights.to(b_v.dtype)
                 totals = tl.dot(weights, ones, totals * factor[:, None])
-                acc = tl.dot(weights, b_v, acc * factor[:, None])
-        else:
-            for seq in range(first_sequence, last_sequence + 1):
-                mine = sequence == seq
-                base = tl.load(p_bases + seq).to(tl.int32)
-                high = tl.max(tl.where(mine, position, -1), 0)
-                low = _split_start(split)
-                if WINDOW > 0:
-                    oldest = tl.min(tl.where(mine, position, 1 << 30), 0) - WINDOW + 1
-                    low = tl.maximum(low, oldest // TILE * TILE)
-                for start in range(low, tl.minimum(_split_start(split + 1), high + 1), TILE):
-                    key = start + lane
-                    keep = mine[:, None] & (key[None, :] <= position[:, None])
-                    if WINDOW > 0:
-                        keep = keep & (key[None, :] > position[:, None] - WINDOW)
-                    page = tl.load(p_pages + seq * P + start // PAGE)
-                    at_page = (page * KV_HEADS + kv_head) * PAGE + key % PAGE
-                    m_kv = ((key <= high) & (key < base))[:, None] & m_d[None, :]
-                    at_kv = at_page[:, None] * HEAD_DIM + d[None, :]
-                    b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
-                    b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
-                    s = _scores(b_q, b_k, SCALE, SOFTCAP)
-                    # rows of the tree read the tiles that reach above the base each for itself
-                    own = mine & (position >= base) & (start + TILE > base)
-                    own_first = tl.min(tl.where(own, row, 1 << 30), 0)
-                    own_end = tl.max(tl.where(own, row, -1), 0) + 1
-                    m_own = (key <= high)[:, None] & m_d[None, :]
-                    for r in range(own_first, own_end):
-                        at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
-                        b_k_r = tl.load(p_k + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
-                        s = tl.where((row == r)[:, None], _scores(b_q, b_k_r, SCALE, SOFTCAP), s)
-                    weights, factor, top = _softmax_step(s, keep, top)
-                    weights = weights.to(b_v.dtype)
-                    totals = tl.dot(weights, ones, totals * factor[:, None])
-                    scaled = acc * factor[:, None]
-                    acc = tl.dot(weights, b_v, scaled)
-                    for r in range(own_first, own_end):
-                        at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
-                        b_v_r = tl.load(p_v + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
-                        acc = tl.where((row == r)[:, None], tl.dot(weights, b_v_r, scaled), acc)
+                scaled = acc * factor[:, None]
+                acc = tl.dot(weights, b_v, scaled)
+                for r in range(own_first, own_end):
+                    at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
+                    b_v_r = tl.load(p_v + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
+                    acc = tl.where((row == r)[:, None], tl.dot(weights, b_v_r, scaled), acc)
         # every column of the product with ones holds the sum
         total = tl.max(totals, 1)
         if FUSED:
@@ -234,6 +202,118 @@ def _attend_kernel(
             tl.store(p_out + at_split * HEAD_DIM + at_q, acc, m_q)
     if FUSED:
         tl.store(p_out + at_q, (all_acc / all_total[:, None]).to(p_out.dtype.element_ty), m_q)
+
+
+@triton.jit
+def _attend_row_kernel(
+    p_q,
+    p_k,
+    p_v,
+    p_out,
+    p_tops,
+    p_totals,
+    p_positions,
+    p_sequences,
+    p_bases,
+    p_pages,
+    p_ancestors,
+    R,
+    P,
+    D,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    TILE: tl.constexpr,
+    SCALE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid (rows, kv heads, splits): as `_attend_kernel` without FUSED, for the latency of few rows.
+
+    Cached keys are older than this round, so the first tile is on its way before the round's q, K and V are there; so are
+    the tables, see `tree_attention_triton`.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    if PDL:
+        gdc_launch_dependents()
+    last = tl.load(p_positions + row).to(tl.int32)
+    sequence = tl.load(p_sequences + row)
+    base = tl.load(p_bases + sequence).to(tl.int32)
+    low = _split_start(split)
+    end = tl.minimum(_split_start(split + 1), last + 1)
+    if WINDOW > 0:
+        low = tl.maximum(low, (last - WINDOW + 1) // TILE * TILE)
+    cached_end = tl.minimum(end, base)
+    d = tl.arange(0, BLOCK_DIM)
+    m_d = (d < HEAD_DIM)[None, :]
+    p_row_pages = p_pages + sequence * P
+    at_kv, m_kv = _cached_tile(p_row_pages, low, cached_end, kv_head, d, m_d, KV_HEADS, HEAD_DIM, PAGE, TILE)
+    b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
+    b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
+    if PDL:
+        gdc_wait()
+    if _split_start(split) > last:
+        return
+
+    m = tl.arange(0, BLOCK_M)
+    at_head = row * (KV_HEADS * GROUP) + kv_head * GROUP + m
+    m_q = (m < GROUP)[:, None] & m_d
+    b_q = tl.load(p_q + at_head[:, None] * HEAD_DIM + d[None, :], m_q, other=0.0)
+    ones = tl.full((TILE, 16), 1.0, p_v.dtype.element_ty)
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    totals = tl.zeros((BLOCK_M, 16), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
+    for start in range(low, end, TILE):
+        key = start + tl.arange(0, TILE)
+        at_kv, m_kv = _cached_tile(p_row_pages, start + TILE, cached_end, kv_head, d, m_d, KV_HEADS, HEAD_DIM, PAGE, TILE)
+        b_k_next = tl.load(p_k + at_kv, m_kv, other=0.0)
+        b_v_next = tl.load(p_v + at_kv, m_kv, other=0.0)
+        if start + TILE > base:
+            in_tree = (key >= base) & (key < end)
+            slot = tl.load(p_ancestors + row * D + key - base, in_tree, other=0)
+            at_tree = ((slot // PAGE * KV_HEADS + kv_head) * PAGE + slot % PAGE)[:, None] * HEAD_DIM + d[None, :]
+            m_tree = in_tree[:, None] & m_d
+            b_k = tl.where(in_tree[:, None], tl.load(p_k + at_tree, m_tree, other=0.0), b_k)
+            b_v = tl.where(in_tree[:, None], tl.load(p_v + at_tree, m_tree, other=0.0), b_v)
+        keep = key <= last
+        if WINDOW > 0:
+            keep = keep & (key > last - WINDOW)
+        weights, factor, top = _softmax_step(_scores(b_q, b_k, SCALE, SOFTCAP), keep[None, :], top)
+        weights = weights.to(b_v.dtype)
+        totals = tl.dot(weights, ones, totals * factor[:, None])
+        acc = tl.dot(weights, b_v, acc * factor[:, None])
+        b_k = b_k_next
+        b_v = b_v_next
+    at_split = split.to(tl.int64) * R * (KV_HEADS * GROUP) + at_head
+    tl.store(p_tops + at_split, top, m < GROUP)
+    tl.store(p_totals + at_split, tl.max(totals, 1), m < GROUP)
+    tl.store(p_out + at_split[:, None] * HEAD_DIM + d[None, :], acc, m_q)
+
+
+@triton.jit
+def _cached_tile(
+    p_row_pages,
+    start,
+    end,
+    kv_head,
+    d,
+    m_d,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """(offsets, mask) [TILE, BLOCK_DIM] of the cached keys at positions from `start` on, below `end`."""
+    lane = tl.arange(0, TILE)
+    page = tl.load(p_row_pages + start // PAGE, start < end, other=0)
+    at_tile = ((page * KV_HEADS + kv_head) * PAGE + start % PAGE) * HEAD_DIM
+    return at_tile + lane[:, None] * HEAD_DIM + d[None, :], (start + lane < end)[:, None] & m_d
 
 
 @triton.jit
@@ -297,8 +377,6 @@ def _heads_kernel(
     p_q,
     p_k,
     p_v,
-    p_next,
-    next_bytes,
     eps,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -306,7 +384,6 @@ def _heads_kernel(
     BLOCK: tl.constexpr,
     PAGE: tl.constexpr,
     HAS_NORM: tl.constexpr,
-    PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One (row, head) per program, heads in the order q, k, v: norm, rotate, and store to q or to the row's slot."""
@@ -315,12 +392,8 @@ def _heads_kernel(
     i = tl.arange(0, BLOCK)
     m_i = i < HALF
     if PDL:
-        if PREFETCH > 0 and tl.program_id(0) == 0:
-            done = head.to(tl.int64) * PREFETCH
-            prefetch_l2(p_next + done // 2, next_bytes - done, PREFETCH, 32)
-        gdc_wait()
-        # attention reads the round's tables without waiting for this kernel
         gdc_launch_dependents()
+        gdc_wait()
     position = tl.load(p_positions + row)
     slot = tl.load(p_slots + row)
     at = p_qkv + (row * (HEADS + 2 * KV_HEADS) + head) * (2 * HALF) + i
@@ -364,19 +437,17 @@ def heads_triton(
     v_pages: Tensor,
     eps: float = 1e-6,
     pdl: bool = True,
-    prefetch: Tensor | None = None,
 ) -> Tensor:
     """Per-head RMS norm (where given) and rotary embedding of q and k, K and V written to the rows' slots.
 
-    qkv: [R, (H + 2 * kv heads) * head_dim] contiguous; cos, sin: float32 [positions, head_dim / 2]. `prefetch`: the weight
-    that is read after attention, asked for in L2 while attention leaves the memory idle. Returns q [R, H, head_dim].
+    qkv: [R, (H + 2 * kv heads) * head_dim] contiguous; cos, sin: float32 [positions, head_dim / 2]. Returns
+    q [R, H, head_dim].
     """
     kv_heads, page, head_dim = k_pages.shape[1:]
     num_rows = qkv_RC.shape[0]
     all_heads = qkv_RC.shape[1] // head_dim
     heads = all_heads - 2 * kv_heads
     q = qkv_RC.new_empty((num_rows, heads, head_dim))
-    share = 0 if prefetch is None else triton.cdiv(prefetch.nbytes, all_heads * 512) * 512
     _heads_kernel[(num_rows, all_heads)](
         qkv_RC,
         q_norm_D,
@@ -388,8 +459,6 @@ def heads_triton(
         q,
         k_pages,
         v_pages,
-        prefetch,
-        0 if prefetch is None else prefetch.nbytes,
         eps,
         heads,
         kv_heads,
@@ -397,7 +466,6 @@ def heads_triton(
         triton.next_power_of_2(head_dim // 2),
         page,
         q_norm_D is not None,
-        share if pdl else 0,
         PDL=pdl,
         launch_pdl=pdl,
         num_warps=1,
@@ -427,8 +495,10 @@ def tree_attention_triton(
 
     q: [R, H, head_dim] contiguous, bf16 or fp16; k_pages, v_pages: [pages, kv heads, 64, head_dim] contiguous, q's dtype, the
     rows' own K and V written already; the tables int64, as in `RoundRows`, rows of one sequence neighbours. max_positions
-    bounds positions_R + 1 and sizes the launch, so that a captured graph serves all lengths up to it. Returns [R, H, head_dim]
-    in q's dtype.
+    bounds positions_R + 1 and sizes the launch, so that a captured graph serves all lengths up to it. With `pdl`, the tables
+    and the cached keys may be read before the kernels just before this one have ended: at least one kernel that does not
+    let its successor start early (any of PyTorch's) must lie between the writing of the tables and this call, in stream
+    order. Returns [R, H, head_dim] in q's dtype.
     """
     num_rows, heads, head_dim = q_RHD.shape
     kv_heads, page = k_pages.shape[1], k_pages.shape[2]
@@ -444,41 +514,36 @@ def tree_attention_triton(
     else:
         acc = q_RHD.new_empty((splits, num_rows, heads, head_dim), dtype=torch.float32)
         tops, totals = acc.new_empty((2, splits, num_rows, heads))
-    _attend_kernel[(triton.cdiv(num_rows, plan.rows), kv_heads, 1 if plan.fused else min(splits, MAX_SPLIT_PROGRAMS))](
-        q_RHD,
-        k_pages,
-        v_pages,
-        acc,
-        tops,
-        totals,
-        positions_R,
-        sequences_R,
-        bases_S,
-        page_table_SP,
-        ancestor_slots_RD,
-        num_rows,
-        page_table_SP.shape[1],
-        ancestor_slots_RD.shape[1],
-        KV_HEADS=kv_heads,
-        GROUP=group,
-        BLOCK_GROUP=block_group,
-        HEAD_DIM=head_dim,
-        BLOCK_DIM=block_dim,
-        PAGE=page,
-        TILE=TILE,
-        SCALE=scale,
-        WINDOW=window or 0,
-        SOFTCAP=softcap or 0.0,
-        ROWS=plan.rows,
-        BLOCK_M=max(16, plan.rows * block_group),
-        FUSED=plan.fused,
-        THREADS=plan.warps * 32,
-        PDL=pdl,
-        launch_pdl=pdl,
-        num_warps=plan.warps,
-        num_stages=plan.stages,
-        enable_fp_fusion=False,
-    )
+    shape = {
+        "KV_HEADS": kv_heads,
+        "GROUP": group,
+        "HEAD_DIM": head_dim,
+        "BLOCK_DIM": block_dim,
+        "PAGE": page,
+        "TILE": TILE,
+        "SCALE": scale,
+        "WINDOW": window or 0,
+        "SOFTCAP": softcap or 0.0,
+        "PDL": pdl,
+        "launch_pdl": pdl,
+        "num_warps": plan.warps,
+        "num_stages": plan.stages,
+        "enable_fp_fusion": False,
+    }
+    tables = (positions_R, sequences_R, bases_S, page_table_SP, ancestor_slots_RD)
+    sizes = (num_rows, page_table_SP.shape[1], ancestor_slots_RD.shape[1])
+    arguments = (q_RHD, k_pages, v_pages, acc, tops, totals, *tables, *sizes)
+    if plan.rows == 1:
+        _attend_row_kernel[(num_rows, kv_heads, splits)](*arguments, BLOCK_M=max(16, block_group), **shape)
+    else:
+        _attend_kernel[(triton.cdiv(num_rows, plan.rows), kv_heads, 1 if plan.fused else splits)](
+            *arguments,
+            BLOCK_GROUP=block_group,
+            ROWS=plan.rows,
+            BLOCK_M=max(16, plan.rows * block_group),
+            FUSED=plan.fused,
+            **shape,
+        )
     if not plan.fused:
         _merge_kernel[(num_rows, heads)](
             acc,
@@ -502,8 +567,8 @@ def tree_attention_triton(
 def choose_plan(num_rows: int, num_sequences: int, block_group: int) -> Plan:
     """Rows that share a program: one while rows are few or each has its own sequence, a matrix tile's worth for chunks."""
     per_sequence = num_rows // max(1, num_sequences)
-    if per_sequence >= 64:
+    if per_sequence > 64:
         return Plan(max(2, 128 // block_group), 8, 2, True)
-    if per_sequence >= 4 and block_group < 16:
-        return Plan(max(2, 16 // block_group), 4, 3, False)
-    return Plan(1, 4, 3, False)
+    if per_sequence >= 8 and block_group < 16:
+        return Plan(max(2, 16 // block_group), 4, 2, False)
+    return Plan(1, 4, 1, False)

@@ -10,6 +10,7 @@ Matrix products keep a row's bits when the row count is a multiple of ROW_BLOCK;
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -161,7 +162,7 @@ def _row_blocks(plan: TilePlan, most_rows: int) -> list[slice]:
     if plan.num_rows <= most_rows or plan.num_chain <= most_rows:
         return [slice(0, plan.num_rows)]
     cuts = [*range(0, plan.num_chain, most_rows), plan.num_rows]
-    return [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [slice(a, b) for a, b in pairwise(cuts)]
 
 
 def _sequence(

@@ -94,7 +94,7 @@ def test_tree_attention_of_a_chunk_and_a_tree(plan_rows: int, fused: bool, windo
         paths.append([own_slots[n] for n in path] + [own_slots[node]] * (4 - len(path)))
     chunk = [[0] * 4] * 2
     second = [[pages_of[1][1] * 64] * 4]
-    tables = {
+    tables: dict[str, Any] = {
         "page_table_SP": torch.tensor([pages_of[0], [*pages_of[1], 0, 0, 0]]),
         "sequences_R": torch.tensor([0] * 7 + [1]),
         "positions_R": torch.tensor([256, 257] + [258 + d for d in depth] + [64]),
@@ -102,7 +102,7 @@ def test_tree_attention_of_a_chunk_and_a_tree(plan_rows: int, fused: bool, windo
         "ancestor_slots_RD": torch.tensor(chunk + paths + second),
     }
     q, k, v = _random(8, 6, head_dim), _random(9, 2, 64, head_dim, seed=1), _random(9, 2, 64, head_dim, seed=2)
-    options = {"scale": head_dim**-0.5, "window": window, "softcap": softcap}
+    options: dict[str, Any] = {"scale": head_dim**-0.5, "window": window, "softcap": softcap}
     out = attention.tree_attention_triton(
         q, k, v, **tables, **options, max_positions=320, pdl=False, plan=attention.Plan(plan_rows, 1, 1, fused)
     )

@@ -35,14 +35,9 @@ def test_rows_keep_their_bits_at_any_count_and_slot(width: int, depth: int) -> N
 def test_tiles_do_not_show_in_the_bits(dtype: torch.dtype) -> None:
     x, w = _random(70, 2048, seed=1, dtype=dtype), _random(384, 2048, seed=2, dtype=dtype)
     expected = linear_triton(x, w, out_dtype=torch.float32)
-    tiles = [
-        Tile(16, 16, 256, 2, 3),
-        Tile(16, 64, 64, 4, 4),
-        Tile(32, 32, 128, 4, 3),
-        Tile(64, 128, 64, 4, 3),
-        Tile(128, 256, 64, 8, 3),
-    ]
-    for tile in tiles:
+    side_by_side = [(1, 8, 512, 4, 1), (2, 16, 64, 4, 6), (16, 16, 128, 4, 4), (32, 32, 64, 4, 3), (64, 32, 64, 4, 3)]
+    in_turn = [(16, 64, 64, 4, 4), (32, 32, 128, 4, 3), (64, 128, 64, 4, 3), (128, 128, 64, 8, 3)]
+    for tile in [Tile(*shape) for shape in side_by_side] + [Tile(*shape, True) for shape in in_turn]:
         assert torch.equal(linear_triton(x, w, out_dtype=torch.float32, tile=tile), expected), tile
 
 
