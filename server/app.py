@@ -1,0 +1,105 @@
+"""The HTTP application, and how it listens and ends.
+
+On SIGINT or SIGTERM the server takes no more connections and ends what runs: streams with `finish_reason: "length"`,
+`stop_reason: "abort"` and `[DONE]`, whole answers with HTTP 503, the engine's thread after its round. A second signal ends
+the process at once.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from specdec.assemble import Assembled
+from specdec.server.auth import require_key
+from specdec.server.bridge import Bridge
+from specdec.server.errors import MAX_BODY_BYTES, shape_errors
+from specdec.server.routes import chat, completions, health, metrics, models
+from specdec.server.service import SERVICE, Service
+
+_log = logging.getLogger(__name__)
+_SHUTDOWN_SECONDS = 10.0  # for handlers to send what is left
+
+
+def create_app(
+    assembled: Assembled,
+    *,
+    api_key: str | None = None,
+    served_model_name: str | None = None,
+) -> web.Application:
+    """The application that serves `assembled`; its engine runs from the application's start to its end.
+
+    Args:
+        assembled: see `specdec.assemble.build`; nobody else may step its engine.
+        api_key: asked of clients as a bearer key, except for /health and /metrics.
+        served_model_name: the model's name in the API; its own if not given.
+    """
+    middlewares = [shape_errors] if api_key is None else [shape_errors, require_key(api_key)]
+    app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
+    app[SERVICE] = Service(
+        assembled=assembled,
+        bridge=Bridge(assembled.engine),
+        model_name=served_model_name or assembled.model_name,
+        created=int(time.time()),
+    )
+    for module in (models, chat, completions, health, metrics):
+        app.add_routes(module.routes)
+    app.cleanup_ctx.append(_engine_thread)
+    app.on_shutdown.append(_shut_down)
+    return app
+
+
+def make_runner(app: web.Application) -> web.AppRunner:
+    """Runs `app` so that a handler is cancelled when its client leaves."""
+    return web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_SECONDS)
+
+
+def serve(app: web.Application, host: str, port: int) -> int:
+    """Listen until SIGINT or SIGTERM; the exit code is 0.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    asyncio.run(_listen(app, host, port))
+    return 0
+
+
+async def _listen(app: web.Application, host: str, port: int) -> None:
+    stop = asyncio.Event()
+    runner = make_runner(app)
+    _on_signals(stop)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    """The first signal sets `stop`, the second ends the process."""
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        _log.info("Shutting down; a second %s ends the process at once.", number.name)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+
+
+async def _engine_thread(app: web.Application) -> AsyncIterator[None]:
+    bridge = app[SERVICE].bridge
+    bridge.start()
+    yield
+    bridge.drain()
+    await bridge.stop()
+
+
+async def _shut_down(app: web.Application) -> None:
+    app[SERVICE].bridge.drain()

@@ -1,0 +1,46 @@
+"""POST /v1/chat/completions"""
+
+import asyncio
+
+from aiohttp import web
+
+from specdec.errors import RequestError
+from specdec.server.choices import ChatChoices
+from specdec.server.requests import Call, chat_call
+from specdec.server.responses import Reply
+from specdec.server.schema import ChatBody, parse
+from specdec.server.service import SERVICE, Service
+from specdec.server.stream import answer
+
+
+async def _create(request: web.Request) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    body, call = await asyncio.to_thread(_read, service, await request.read())  # long prompts take long to tokenize
+    choices = ChatChoices(service.assembled.tokenizer, body.logprobs)
+    try:
+        return await answer(request, Reply(service, call, choices), body)
+    except RequestError as error:
+        raise _renamed(error, body) from error
+
+
+def _read(service: Service, raw: bytes) -> tuple[ChatBody, Call]:
+    body = parse(ChatBody, raw)
+    service.check_model(body.model)
+    try:
+        return body, chat_call(body, service.assembled.tokenizer, service.assembled.engine.max_model_len)
+    except RequestError as error:
+        raise _renamed(error, body) from error
+
+
+def _renamed(error: RequestError, body: ChatBody) -> RequestError:
+    """The engine's names of fields, as this client wrote them."""
+    names = {"prompt": "messages", "logprobs": "top_logprobs"}
+    if body.max_completion_tokens is not None:
+        names["max_tokens"] = "max_completion_tokens"
+    if error.param not in names:
+        return error
+    param = names[error.param]
+    return RequestError(error.message.replace(error.param, param), param=param, code=error.code)
+
+
+routes = [web.post("/v1/chat/completions", _create)]
