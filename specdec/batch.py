@@ -78,7 +78,9 @@ class RoundRows:
     positions_R: Tensor  # int64
     sequences_R: Tensor  # int64, index among all sequences of the round
     slots_R: Tensor  # int64, where this row's K and V are written: page * page_size + offset
-    ancestor_slots_RD: Tensor  # int64; [r, d]: slot of the row at depth d on r's path (tree rows; chunk rows hold their own slot)
+    ancestor_slots_RD: (
+        Tensor  # int64; [r, d]: slot of the row at depth d on r's path (tree rows; chunk rows hold their own slot)
+    )
     bases_S: Tensor  # int64, position of each sequence's root (of the end of the chunk where there is no tree)
     page_table_SP: Tensor  # int64, padded with page 0
     segments: tuple[Segment, ...]

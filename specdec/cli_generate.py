@@ -15,7 +15,7 @@ from specdec import cli_options as options
 from specdec.cli_progress import RichProgress
 from specdec.config import EngineConfig
 from specdec.errors import ConfigError
-from specdec.request import FinishReason, Request, RequestOutput, SamplingParams, SpeculationStats
+from specdec.request import FinishReason, Request, RequestOutput, SamplingParams
 
 if TYPE_CHECKING:
     from specdec.tokenizer import Tokenizer
@@ -111,13 +111,13 @@ def _run(config: EngineConfig, sampling: SamplingParams, text: str, chat: bool |
 
 def summary(num_tokens: int, seconds: float, last: RequestOutput) -> str:
     """How fast it was, and who guessed right."""
-    stats = last.stats or SpeculationStats()
+    speed = f"{num_tokens} tokens in {seconds:.2f} s: {num_tokens / seconds:.1f} tok/s"
+    if last.stats is None:  # interrupted
+        return f"[{speed}]"
+    stats = last.stats
     accepted = {name: count for name, count in stats.accepted_by_drafter.items() if count}
     shares = ", ".join(f"{name} {count} ({count / num_tokens:.0%})" for name, count in accepted.items()) if num_tokens else ""
-    return (
-        f"[{num_tokens} tokens in {seconds:.2f} s: {num_tokens / seconds:.1f} tok/s, "
-        f"acceptance length {stats.mean_acceptance_length:.2f}, tokens from drafters: {shares or 'none'}]"
-    )
+    return f"[{speed}, acceptance length {stats.mean_acceptance_length:.2f}, tokens from drafters: {shares or 'none'}]"
 
 
 def _encode(tokenizer: "Tokenizer", text: str, chat: bool | None) -> list[int]:

@@ -37,9 +37,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
-        _require(
-            self.acceptance in ACCEPTANCE_RULES, "acceptance", self.acceptance, f"one of {', '.join(ACCEPTANCE_RULES)}"
-        )
+        _require(self.acceptance in ACCEPTANCE_RULES, "acceptance", self.acceptance, f"one of {', '.join(ACCEPTANCE_RULES)}")
         _require(self.max_model_len is None or self.max_model_len >= 2, "max_model_len", self.max_model_len, "2 or more")
         _require(self.max_batch >= 1, "max_batch", self.max_batch, "1 or more")
         _require(self.cache_gb > 0, "cache_gb", self.cache_gb, "above 0")

@@ -267,10 +267,10 @@ class Engine:
             self._sequences[sequence.request_id] = sequence
             self._scheduler.add(sequence)
         for request_id in aborted:
-            sequence = self._sequences.get(request_id)
-            if sequence is not None:
-                text = sequence.stream.flush()
+            running = self._sequences.get(request_id)
+            if running is not None:
+                text = running.stream.flush()
                 reason = FinishReason.ABORT
                 self._deliver(
-                    sequence, RequestOutput(request_id=request_id, text=text, finish_reason=reason, stats=sequence.stats)
+                    running, RequestOutput(request_id=request_id, text=text, finish_reason=reason, stats=running.stats)
                 )

@@ -53,8 +53,7 @@ class Sequence:
 
     def send(self, output: RequestOutput) -> None:
         """Hand a delta to the caller, with the counts every output carries."""
-        counts = {"num_prompt_tokens": self.num_prompt_tokens, "num_cached_tokens": self.num_prefix_hits}
-        self.sink(replace(output, **counts))
+        self.sink(replace(output, num_prompt_tokens=self.num_prompt_tokens, num_cached_tokens=self.num_prefix_hits))
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,14 +64,15 @@ class DraftTree:
         return depth
 
     def ancestors(self) -> IntArray:
-        """int64 [n, max depth + 1]; entry d is the node at depth d on the path to this node, the node itself from its own depth on."""
+        """int64 [n, max depth + 1]; entry d is the node at depth d on the way to this node, itself from its own depth on."""
         depth = self.depths()
         max_depth = int(depth.max())
         climbed = [np.arange(len(self))]  # climbed[k][i]: k steps above i
         for _ in range(max_depth):
             climbed.append(self.parents[climbed[-1]])
         steps_up = np.maximum(depth[:, None] - np.arange(max_depth + 1), 0)
-        return np.stack(climbed)[steps_up, np.arange(len(self))[:, None]]
+        ancestors: IntArray = np.stack(climbed)[steps_up, np.arange(len(self))[:, None]]
+        return ancestors
 
     def is_chain(self) -> bool:
         """Whether every node but the last has exactly one child."""
@@ -89,7 +90,8 @@ class DraftTree:
         n = len(self)
         assert n >= 1, "a tree has a root"
         assert all(len(a) == n for a in (self.parents, self.log_q, self.ranks, self.sources)), "arrays of one length"
-        assert self.parents[0] == 0 and (self.parents[1:] < np.arange(1, n)).all() and (self.parents >= 0).all(), "parents first"
+        assert self.parents[0] == 0, "the root is its own parent"
+        assert ((self.parents >= 0) & (self.parents <= np.maximum(np.arange(n) - 1, 0))).all(), "parents first"
         edges = set(zip(self.parents[1:].tolist(), self.tokens[1:].tolist(), strict=True))
         assert len(edges) == n - 1, "siblings carry different tokens"
         assert not (self.log_q[1:] > 1e-9).any(), "log_q is at most 0"
@@ -120,5 +122,9 @@ def merge(trees: list[DraftTree]) -> DraftTree:
             here[node] = index[key]
     tokens, parents, log_q, ranks, sources = zip(*columns, strict=True)
     return DraftTree(
-        np.array(tokens, np.int64), np.array(parents, np.int64), np.array(log_q), np.array(ranks, np.int64), np.array(sources, np.int64)
+        np.array(tokens, np.int64),
+        np.array(parents, np.int64),
+        np.array(log_q),
+        np.array(ranks, np.int64),
+        np.array(sources, np.int64),
     )

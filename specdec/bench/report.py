@@ -110,7 +110,8 @@ def plot_acceptance(results: dict[str, Any], path: Path) -> None:
     lengths.set(xlabel="tokens per round (bars: 95 % of bootstrap draws over prompts)", title="Acceptance length")
     for name in names:
         rates = results[name]["rate_by_depth"][:16]
-        depths.plot(range(1, len(rates) + 1), rates, marker=".", label=name)
+        style = {"color": "black", "linewidth": 2.5} if name == "all" else {}
+        depths.plot(range(1, len(rates) + 1), rates, marker=".", label=name, **style)
     depths.set(xlabel="depth in the tree", ylabel="accepted / drafted", ylim=(0, 1), title="Acceptance rate by depth")
     depths.legend(fontsize="small")
     figure.savefig(path, dpi=120)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from specdec import assemble
+from specdec.cache.pool import KVPool
 from specdec.config import EngineConfig
 from specdec.errors import RequestError, RoundError
 from specdec.llm import LLM, Completion
@@ -17,7 +18,7 @@ from specdec.request import FinishReason, Request, RequestOutput, SamplingParams
 
 TinyCheckpoint = Callable[..., Path]
 LONG = tuple((i * 7) % 250 + 3 for i in range(70))
-PROMPTS = (LONG, LONG[:33] + (9, 8, 7), (5,), tuple(range(10, 50)), LONG[:48] + (200,))
+PROMPTS = (LONG, (*LONG[:33], 9, 8, 7), (5,), tuple(range(10, 50)), (*LONG[:48], 200))
 SAMPLINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
     {"temperature": 0.7, "seed": 1},
@@ -34,7 +35,8 @@ def loaded(request: pytest.FixtureRequest, tiny_checkpoint: TinyCheckpoint) -> a
 
 
 def config(loaded: assemble.LoadedModel, **fields: Any) -> EngineConfig:
-    return EngineConfig(model=loaded.name, dtype="float32", **{"page_size": 16, "cache_gb": 0.01, "drafters": ()} | fields)
+    defaults: dict[str, Any] = {"page_size": 16, "cache_gb": 0.01, "drafters": ()}
+    return EngineConfig(model=loaded.name, dtype="float32", **defaults | fields)
 
 
 def llm(loaded: assemble.LoadedModel, oracle: dict[str, Sequence[int]] | None = None, **fields: Any) -> LLM:
@@ -102,7 +104,7 @@ def test_nothing_changes_a_bit(loaded: assemble.LoadedModel, expected: dict[str,
 
 @pytest.mark.parametrize("prefix_cache", [False, True])
 def test_preemption_changes_no_bit(loaded: assemble.LoadedModel, expected: dict[str, Completion], prefix_cache: bool) -> None:
-    page_bytes = assemble.KVPool.page_bytes(loaded.model.cache_specs, 16, torch.float32)
+    page_bytes = KVPool.page_bytes(loaded.model.cache_specs, 16, torch.float32)
     tight = llm(loaded, cache_gb=page_bytes * 9.01 / 1e9, prefix_cache=prefix_cache)
     for found in tight.generate(requests()):
         assert content(found) == content(expected[found.request_id]), found.request_id

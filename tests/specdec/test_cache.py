@@ -1,5 +1,7 @@
 """Page books, the prefix index, and the pool's commit."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from specdec.cache.prefix import PrefixIndex
 from specdec.models.base import CacheSpec
 
 SPECS = (CacheSpec(num_kv_heads=2, head_dim=8), CacheSpec(num_kv_heads=1, head_dim=4), CacheSpec(num_kv_heads=2, head_dim=8))
+
+KEEPS: dict[str, Callable[[int], bool]] = {"keep": lambda _page: True, "drop": lambda _page: False}
 
 
 @given(st.lists(st.tuples(st.sampled_from(["take", "share", "drop", "keep"]), st.integers(0, 7)), max_size=60))
@@ -33,7 +37,7 @@ def test_the_books_balance_after_anything(steps: list[tuple[str, int]]) -> None:
             allocator.share(shared)
             held.append(shared)
         elif held:
-            allocator.release(held.pop(number % len(held)), keep=lambda _page, keep=(action == "keep"): keep)
+            allocator.release(held.pop(number % len(held)), keep=KEEPS[action])
         allocator.check(held)
         assert allocator.num_held == len({page for pages in held for page in pages})
 

@@ -107,7 +107,8 @@ def test_summary_names_the_drafters_that_were_right() -> None:
     assert text == (
         "[10 tokens in 2.00 s: 5.0 tok/s, acceptance length 2.00, tokens from drafters: ngram 4 (40%), suffix 1 (10%)]"
     )
-    assert "tokens from drafters: none" in summary(0, 1.0, RequestOutput(request_id="r"))
+    assert "tokens from drafters: none" in summary(0, 1.0, RequestOutput(request_id="r", stats=SpeculationStats()))
+    assert summary(3, 2.0, RequestOutput(request_id="r")) == "[3 tokens in 2.00 s: 1.5 tok/s]"
 
 
 def test_ctrl_c_is_noted_once_and_then_obeyed() -> None:
