@@ -6,7 +6,6 @@ from typing import Any
 
 from aiohttp import web
 
-_KEY = "specdec_events"
 _HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -38,11 +37,13 @@ class EventStream:
     async def _write(self, text: str) -> None:
         if not self._response.prepared:
             await self._response.prepare(self._request)
-            self._request[_KEY] = self
+            self._request[_OPEN] = self
         await self._response.write(text.encode())
 
 
 def open_events(request: web.Request) -> EventStream | None:
     """The stream that this request's response has begun, if any."""
-    events: EventStream | None = request.get(_KEY)
-    return events
+    return request.get(_OPEN)
+
+
+_OPEN = web.RequestKey("events", EventStream)

@@ -96,7 +96,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
-            raise RequestError("The prompt has no tokens; give it at least one.", param="prompt")
+            raise RequestError("The prompt has no tokens; give it at least one.", param="prompt", code="invalid_value")
 
 
 @dataclass(frozen=True, slots=True)

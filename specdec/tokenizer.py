@@ -96,11 +96,13 @@ class Tokenizer:
             RequestError: the model has no chat template, or its template refuses the messages.
         """
         if self._template_source is None:
-            raise RequestError("This model has no chat template; use /v1/completions.", param="messages")
+            raise RequestError("This model has no chat template; use /v1/completions.", param="messages", code="invalid_value")
         try:
             text = render(self._template, messages, tools, self._special_tokens)
         except (jinja2.TemplateError, TypeError) as error:
-            raise RequestError(f"The model's chat template refuses the messages: {error}", param="messages") from error
+            raise RequestError(
+                f"The model's chat template refuses the messages: {error}", param="messages", code="invalid_value"
+            ) from error
         return self.encode(text, add_special_tokens=False)
 
     @functools.cached_property
