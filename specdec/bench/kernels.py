@@ -87,6 +87,7 @@ def copy_bandwidth() -> float:
 
 
 def random(*shape: int, scale: float = 1.0) -> Tensor:
+    """bfloat16 on the GPU, normal with this deviation."""
     return torch.empty(shape, device="cuda", dtype=BF16).normal_(0, scale)
 
 
@@ -96,6 +97,7 @@ def random_experts(shape: Shape, rows: int) -> Tensor:
 
 
 def cycle(weights: list[Tensor], call: Callable[[Tensor], object]) -> Callable[[], None]:
+    """One call over every weight in turn."""
     def work() -> None:
         for weight in weights:
             call(weight)
@@ -104,6 +106,7 @@ def cycle(weights: list[Tensor], call: Callable[[Tensor], object]) -> Callable[[
 
 
 def time_linear(width: int, depth: int, rows: int) -> Result:
+    """A linear layer of `width` outputs and `depth` inputs."""
     size = width * depth * 2
     weights = [random(width, depth, scale=depth**-0.5) for _ in range(max(2, COLD_BYTES // size))]
     x = random(rows, depth)
@@ -112,6 +115,7 @@ def time_linear(width: int, depth: int, rows: int) -> Result:
 
 
 def time_experts(shape: Shape, rows: int, layers: list[tuple[Tensor, Tensor]]) -> Result:
+    """Gate, up and down of the experts that `rows` rows choose at random."""
     x = random(rows, shape.hidden)
     routes = [random_experts(shape, rows) for _ in range(8)]
     calls = [(layers[i % len(layers)], route) for i, route in enumerate(routes)]
@@ -211,6 +215,7 @@ class Layer:
 
 
 def random_layer(s: Shape, num_pages: int) -> Layer:
+    """One layer with a cache of `num_pages` pages."""
     width = (s.heads + 2 * s.kv_heads) * s.head_dim
     return Layer(
         torch.ones(s.hidden, device="cuda", dtype=BF16),
@@ -227,6 +232,7 @@ def random_layer(s: Shape, num_pages: int) -> Layer:
 
 
 def random_expert_weights(s: Shape) -> tuple[Tensor, Tensor]:
+    """Gate and up together, and down, of all experts of a layer."""
     gate_up = random(s.experts, 2 * s.inner, s.hidden, scale=s.hidden**-0.5)
     return gate_up, random(s.experts, s.hidden, s.inner, scale=s.inner**-0.5)
 
@@ -273,6 +279,7 @@ class Stack:
 
 
 def random_stack(s: Shape, context: int) -> Stack:
+    """All layers, embedding and head."""
     layers = [random_layer(s, context // PAGE + 3) for _ in range(s.layers)]
     head = random(s.vocabulary, s.hidden, scale=s.hidden**-0.5)
     angle = torch.rand(context + 2 * PAGE, s.head_dim // 2, device="cuda") * 6
@@ -300,6 +307,7 @@ def stack_bytes(s: Shape, rows: int, context: int) -> int:
 
 
 def kernel_results(s: Shape, row_counts: tuple[int, ...]) -> list[Result]:
+    """Every kernel alone, at each number of rows."""
     results = []
     width = (s.heads + 2 * s.kv_heads) * s.head_dim
     linears = [(width, s.hidden), (s.hidden, s.heads * s.head_dim), (s.vocabulary, s.hidden)]
@@ -314,6 +322,7 @@ def kernel_results(s: Shape, row_counts: tuple[int, ...]) -> list[Result]:
 
 
 def main() -> None:
+    """Entry point of `python -m specdec.bench.kernels`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen3-30b-a3b")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
