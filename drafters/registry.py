@@ -7,6 +7,7 @@ from specdec.config import EngineConfig
 from specdec.drafters.adversarial import AdversarialDrafter
 from specdec.drafters.draft_model import DraftModelDrafter, TreeModel
 from specdec.drafters.ngram import NgramDrafter
+from specdec.drafters.oracle import OracleDrafter
 from specdec.drafters.prediction import PredictionDrafter
 from specdec.drafters.suffix import SuffixDrafter
 from specdec.drafting import Drafter
@@ -20,7 +21,7 @@ class DrafterResources:
     """What drafters may need of the engine.
 
     vocab_size: of the target. samples: whether the acceptance rule wants `Proposal.q`. draft_model_factory: loads the
-    draft model, None where none is configured. oracle: see `AdversarialDrafter`.
+    draft model, None where none is configured. oracle: see `AdversarialDrafter` and `OracleDrafter`.
     """
 
     vocab_size: int
@@ -66,5 +67,7 @@ _FACTORIES: dict[str, Callable[[int, DrafterResources], Drafter]] = {
     "prediction": lambda source, _: PredictionDrafter(source),
     "draft-model": _draft_model,
     "adversarial": _adversarial,
+    "oracle": lambda source, resources: OracleDrafter(source, resources.oracle or {}),
 }
-DRAFTER_NAMES = tuple(name for name in _FACTORIES if name != "adversarial")  # those that serve; the last is for tests
+_NOT_SERVED = ("adversarial", "oracle")  # for tests and benches
+DRAFTER_NAMES = tuple(name for name in _FACTORIES if name not in _NOT_SERVED)

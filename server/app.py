@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
@@ -58,23 +58,24 @@ def make_runner(app: web.Application) -> web.AppRunner:
     return web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_SECONDS)
 
 
-def serve(app: web.Application, host: str, port: int) -> int:
-    """Listen until SIGINT or SIGTERM; the exit code is 0.
+def serve(app: web.Application, host: str, port: int, on_ready: Callable[[], None] = lambda: None) -> int:
+    """Listen until SIGINT or SIGTERM, `on_ready` is called once clients can connect; the exit code is 0.
 
     Raises:
         OSError: the address is taken or not ours.
     """
-    asyncio.run(_listen(app, host, port))
+    asyncio.run(_listen(app, host, port, on_ready))
     return 0
 
 
-async def _listen(app: web.Application, host: str, port: int) -> None:
+async def _listen(app: web.Application, host: str, port: int, on_ready: Callable[[], None]) -> None:
     stop = asyncio.Event()
     runner = make_runner(app)
     _on_signals(stop)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
+        on_ready()
         await stop.wait()
     finally:
         await runner.cleanup()

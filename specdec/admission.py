@@ -38,13 +38,15 @@ class Admission:
 
     def _check_length(self, request: Request) -> None:
         prompt, output = len(request.prompt_ids), request.sampling.max_tokens
-        if prompt + output > self.max_model_len:
-            raise RequestError(
-                f"This server's context holds {self.max_model_len} tokens, but the prompt has {prompt} and max_tokens asks "
-                f"for {output} more ({prompt + output} in all). Shorten the prompt or lower max_tokens.",
-                param="prompt" if prompt >= self.max_model_len else "max_tokens",
-                code="context_length_exceeded",
-            )
+        if prompt + output <= self.max_model_len:
+            return
+        found = f"This server's context holds {self.max_model_len} tokens, but the prompt has {prompt}"
+        if prompt >= self.max_model_len:
+            message, param = f"{found}. Shorten the prompt.", "prompt"
+        else:
+            more = f" and max_tokens asks for {output} more ({prompt + output} in all)"
+            message, param = f"{found}{more}. Shorten the prompt or lower max_tokens.", "max_tokens"
+        raise RequestError(message, param=param, code="context_length_exceeded")
 
     def _check_ids(self, field: str, ids: Iterable[int]) -> None:
         for token in ids:

@@ -1,7 +1,8 @@
 """The composition root: turns an EngineConfig into a running engine. The one place that names every concrete class."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from specdec.acceptance.registry import RULES
 from specdec.admission import Admission
-from specdec.cache.pool import KVPool
+from specdec.cache.pool import KVPool, cache_dtype
 from specdec.config import EngineConfig
 from specdec.draft_runner import DraftRunner
 from specdec.drafters.registry import DrafterResources, make_drafters
@@ -34,6 +35,7 @@ _log = logging.getLogger(__name__)
 SCRATCH_SLOTS = 512  # tree nodes of a round that may lie off their spines
 _COST_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _COST_CONTEXTS = (128, 1024)
+GPU_TILE = 64  # keys that the attention kernels read at once, from one page
 _MOST_POSITIONS = 1 << 20  # of the pool, whatever memory is given
 
 
@@ -74,7 +76,8 @@ def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     source = resolve(config.model, progress)
-    model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
+    with _explained_memory("a smaller model"):
+        model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
     return LoadedModel(model, Tokenizer.load(source), config.model)
 
 
@@ -101,10 +104,12 @@ def build(
     rule = RULES[config.acceptance]()
     num_pages, max_model_len = _sizes(config, model)
     scratch_pages = -(-SCRATCH_SLOTS // config.page_size)
-    pool = KVPool(model.cache_specs, num_pages + scratch_pages, config.page_size, torch.float32, model.device)
+    stored = cache_dtype(model.dtype, model.device)
     scratch = np.arange(num_pages * config.page_size, (num_pages + scratch_pages) * config.page_size)
-    runner = Runner(model, pool)
-    self_test, costs = _measure(runner, max_model_len, config, scratch, progress)
+    with _explained_memory("a lower --cache-gb"):
+        pool = KVPool(model.cache_specs, num_pages + scratch_pages, config.page_size, stored, model.device)
+        runner = Runner(model, pool)
+        self_test, costs = _measure(runner, max_model_len, config, scratch, progress)
 
     def draft_model() -> DraftRunner:
         return _load_draft_model(config, num_pages, max_model_len, self_test.row_multiple, progress)
@@ -153,9 +158,21 @@ def build(
     )
 
 
+@contextmanager
+def _explained_memory(remedy: str) -> Iterator[None]:
+    """ConfigError in place of torch's own when a GPU's memory runs out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free, total = torch.cuda.mem_get_info()
+        raise ConfigError(
+            f"The GPU's memory does not suffice ({free / 1e9:.1f} of {total / 1e9:.1f} GB are free): choose {remedy}."
+        ) from error
+
+
 def _sizes(config: EngineConfig, model: Model) -> tuple[int, int]:
     """(pages of the K/V pool, positions of the longest sequence)."""
-    page_bytes = KVPool.page_bytes(model.cache_specs, config.page_size, torch.float32)
+    page_bytes = KVPool.page_bytes(model.cache_specs, config.page_size, cache_dtype(model.dtype, model.device))
     positions = min(int(config.cache_gb * 1e9) // page_bytes * config.page_size, _MOST_POSITIONS)
     most = model.config.max_position_embeddings
     wanted = config.max_model_len
@@ -166,6 +183,8 @@ def _sizes(config: EngineConfig, model: Model) -> tuple[int, int]:
             f"cache_gb {config.cache_gb:g} holds {positions} tokens of this model, less than max_model_len {wanted}; "
             "raise --cache-gb or lower --max-model-len."
         )
+    if model.device.type == "cuda" and config.page_size % GPU_TILE:
+        raise ConfigError(f"page_size is {config.page_size}, but on a GPU it must be a multiple of {GPU_TILE}.")
     if positions < 2 * config.page_size:
         raise ConfigError(f"cache_gb {config.cache_gb:g} holds only {positions} tokens of this model; raise --cache-gb.")
     return positions // config.page_size, wanted or min(most, positions)

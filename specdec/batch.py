@@ -7,7 +7,6 @@ A sequence's rows are a *chunk* (prompt tokens whose KV entries are still missin
 by a *tree*, either of which may be absent. All rows of one sequence are neighbours, sequences in the order of the round.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -72,7 +71,7 @@ class TreeRows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundRows:
-    """All rows of a round: the input of the runner."""
+    """All rows of a round: the input of the runner, on the host. `tree` lies where the logits do."""
 
     tokens_R: Tensor  # int64
     positions_R: Tensor  # int64
@@ -135,38 +134,61 @@ def build_rows(specs: SequenceOf[RowSpec], page_size: int, device: torch.device)
     for index, spec in enumerate(specs):
         page_table[index, : len(spec.pages)] = spec.pages
 
-    def put(array: IntArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, np.int64)).to(device, non_blocking=True)
+    def host(array: IntArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, np.int64))
 
     return RoundRows(
-        tokens_R=put(np.concatenate(tokens)),
-        positions_R=put(np.concatenate(positions)),
-        sequences_R=put(np.concatenate(sequences)),
-        slots_R=put(np.concatenate(slots)),
-        ancestor_slots_RD=put(_pad_paths(paths)),
-        bases_S=put(np.array([s.base for s in segments])),
-        page_table_SP=put(page_table),
+        tokens_R=host(np.concatenate(tokens)),
+        positions_R=host(np.concatenate(positions)),
+        sequences_R=host(np.concatenate(sequences)),
+        slots_R=host(np.concatenate(slots)),
+        ancestor_slots_RD=host(_pad_paths(paths)),
+        bases_S=host(np.array([s.base for s in segments])),
+        page_table_SP=host(page_table),
         segments=tuple(segments),
-        tree=tree_rows(trees, put) if trees else None,
+        tree=tree_rows(trees, device) if trees else None,
     )
 
 
-def tree_rows(trees: SequenceOf[tuple[DraftTree, int, int]], put: Callable[[IntArray], Tensor]) -> TreeRows:
+def tree_rows(trees: SequenceOf[tuple[DraftTree, int, int]], device: torch.device) -> TreeRows:
     """Lay trees out as TreeRows. Each entry is (tree, its first row in the round, position of its root)."""
     starts = np.cumsum([0] + [len(tree) for tree, _, _ in trees[:-1]])
     depths = [tree.depths() for tree, _, _ in trees]
     together = np.concatenate
-    return TreeRows(
-        tokens_T=put(together([tree.tokens for tree, _, _ in trees])),
-        parents_T=put(together([tree.parents + start for (tree, _, _), start in zip(trees, starts, strict=True)])),
-        depths_T=put(together(depths)),
-        ranks_T=put(together([tree.ranks for tree, _, _ in trees])),
-        positions_T=put(together([base + depth for (_, _, base), depth in zip(trees, depths, strict=True)])),
-        sequences_T=put(np.repeat(np.arange(len(trees)), [len(tree) for tree, _, _ in trees])),
-        ancestors_TD=put(_pad_paths([tree.ancestors() + start for (tree, _, _), start in zip(trees, starts, strict=True)])),
-        roots_S=put(starts),
-        rows_T=put(together([np.arange(first, first + len(tree)) for tree, first, _ in trees])),
+    tokens, parents, depth, ranks, positions, sequences, ancestors, roots, rows = move(
+        [
+            together([tree.tokens for tree, _, _ in trees]),
+            together([tree.parents + start for (tree, _, _), start in zip(trees, starts, strict=True)]),
+            together(depths),
+            together([tree.ranks for tree, _, _ in trees]),
+            together([base + depth for (_, _, base), depth in zip(trees, depths, strict=True)]),
+            np.repeat(np.arange(len(trees)), [len(tree) for tree, _, _ in trees]),
+            _pad_paths([tree.ancestors() + start for (tree, _, _), start in zip(trees, starts, strict=True)]),
+            starts,
+            together([np.arange(first, first + len(tree)) for tree, first, _ in trees]),
+        ],
+        device,
     )
+    return TreeRows(
+        tokens_T=tokens,
+        parents_T=parents,
+        depths_T=depth,
+        ranks_T=ranks,
+        positions_T=positions,
+        sequences_T=sequences,
+        ancestors_TD=ancestors,
+        roots_S=roots,
+        rows_T=rows,
+    )
+
+
+def move(arrays: SequenceOf[IntArray], device: torch.device) -> list[Tensor]:
+    """The arrays as int64 tensors on `device`, in one transfer that the host does not wait for."""
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]).astype(np.int64, copy=False))
+    if device.type == "cuda":
+        flat = flat.pin_memory()
+    parts = torch.split(flat.to(device, non_blocking=True), [array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
 def _slots(positions: IntArray, pages: IntArray, page_size: int) -> IntArray:

@@ -130,9 +130,12 @@ def _serve(config: EngineConfig, host: str, port: int, api_key: str | None, serv
     assembled = build(config, RichProgress(console))
     name = served_model_name or assembled.model_name
     console.print(cli_info.banner(assembled), highlight=False, markup=False, soft_wrap=True)
-    console.print(_greeting(host, port, name, api_key is not None), highlight=False, markup=False, soft_wrap=True)
+
+    def greet() -> None:
+        console.print(_greeting(host, port, name, api_key is not None), highlight=False, markup=False, soft_wrap=True)
+
     try:
-        return listen(create_app(assembled, api_key=api_key, served_model_name=name), host, port)
+        return listen(create_app(assembled, api_key=api_key, served_model_name=name), host, port, greet)
     except OSError as error:
         raise _listening_error(error, host, port) from error
 

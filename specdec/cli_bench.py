@@ -33,6 +33,12 @@ def speed(
     device: options.Device = options.DEFAULTS.device,
     threads: options.Threads = None,
     max_model_len: options.MaxModelLen = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Random weights of this shape instead of a model: qwen3-30b-a3b, smollm2-135m.")
+    ] = None,
+    streams: Annotated[str, typer.Option(help="With --shape: numbers of concurrent requests, with commas.")] = "1,8,32,64",
+    cache_gb: options.CacheGb = options.DEFAULTS.cache_gb,
+    chunk_tokens: options.ChunkTokens = options.DEFAULTS.chunk_tokens,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a floor is missed.")] = False,
     min_plain_ratio: Annotated[float, typer.Option(help="Floor of plain decoding over transformers.")] = 1.4,
     min_ngram_ratio: Annotated[
@@ -46,7 +52,12 @@ def speed(
     from specdec.bench import report, speed  # bring torch, which --help should not wait for
 
     compared = against == "transformers"
-    config = _config(model, drafter, draft_model, dtype, device, threads, max_model_len)
+    config = _config(
+        model, drafter, draft_model, dtype, device, threads, max_model_len, cache_gb=cache_gb, chunk_tokens=chunk_tokens
+    )
+    if shape is not None:
+        _speed_of_shape(shape, config, _numbers(streams, "streams"), repeats, max_tokens)
+        return
     settings = speed.SpeedSettings(
         config=config,
         against_transformers=compared,
@@ -65,6 +76,24 @@ def speed(
     data["check"] = {"asked": check, "missed": missed}
     _show(f"Speed of {model}: medians of {repeats} interleaved repeats (min..max)", report.speed_rows(data), data)
     _end(missed)
+
+
+def _speed_of_shape(shape: str, config: EngineConfig, streams: tuple[int, ...], repeats: int, max_tokens: int) -> None:
+    from specdec.bench import synthetic  # brings torch, which --help should not wait for
+
+    settings = synthetic.ShapeSettings(shape=shape, config=config, streams=streams, repeats=repeats, tokens=max_tokens)
+    data = synthetic.run(settings, _progress())
+    _show(f"Speed of random weights of the shape {shape}: medians of {repeats} repeats", synthetic.rows(data), data)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(item) for item in options.names(text))
+    except ValueError as error:
+        raise ConfigError(f"{option} must be numbers with commas between them, not {text!r}.") from error
+    if not found or min(found) < 1:
+        raise ConfigError(f"{option} must name numbers of 1 or more, not {text!r}.")
+    return found
 
 
 @app.command()

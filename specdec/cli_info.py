@@ -47,15 +47,17 @@ def banner(assembled: "Assembled") -> str:
     described, config, test = assembled.model_info, assembled.config, assembled.self_test
     status = assembled.engine.status()
     tokens = status.pages_total * config.page_size
-    cache = f"{_size(tokens * _cache_bytes(described))} for {tokens:,} tokens"
-    contract = f"kept, rows padded to multiples of {test.row_multiple}" if test.exact else f"NOT kept: {test.failure}"
+    stored = "float32" if assembled.device == "cpu" else assembled.dtype
+    cache = f"{_size(tokens * _cache_bytes(described, stored))} for {tokens:,} tokens"
+    padded = f" with rows padded to multiples of {test.row_multiple}" if test.row_multiple > 1 else ""
+    lossless = f"yes, to the bit; checked on this machine{padded}" if test.exact else f"NO: {test.failure}"
     return (
         f"Model     {assembled.model_name} ({described.config.family}, {_millions(described.num_parameters)} parameters), "
         f"{assembled.dtype} on {assembled.device}\n"
         f"Memory    weights {_size(_weight_bytes(described, assembled.dtype))}, "
         f"keys and values {cache}, longest request {config.max_model_len:,}\n"
         f"Drafters  {', '.join(assembled.drafters) or 'none'}; acceptance {config.acceptance}\n"
-        f"Bits      {contract}"
+        f"Lossless  {lossless}"
     )
 
 
@@ -72,7 +74,10 @@ def _rows(described: "ModelInfo") -> list[tuple[str, str]]:
         ("longest context", f"{config.max_position_embeddings:,} tokens"),
         ("weights in float32", _size(_weight_bytes(described, "float32"))),
         ("weights in bfloat16, float16", _size(_weight_bytes(described, "bfloat16"))),
-        ("keys and values", f"{_cache_bytes(described):,} bytes a token"),
+        (
+            "keys and values",
+            f"{_cache_bytes(described):,} bytes a token on a CPU, {_cache_bytes(described, 'bfloat16'):,} on a GPU",
+        ),
     ]
     if described.num_active_parameters != described.num_parameters:
         rows.insert(2, ("parameters of one token", f"{described.num_active_parameters:,}"))
@@ -104,11 +109,10 @@ def _weight_bytes(described: "ModelInfo", dtype: str) -> int:
     return described.weight_bytes(getattr(torch, dtype))
 
 
-def _cache_bytes(described: "ModelInfo") -> int:
-    """Keys and values are kept in float32, whatever the weights' dtype."""
+def _cache_bytes(described: "ModelInfo", dtype: str = "float32") -> int:
     import torch
 
-    return described.cache_bytes_per_token(torch.float32)
+    return described.cache_bytes_per_token(getattr(torch, dtype))
 
 
 def _size(num_bytes: float) -> str:
@@ -116,4 +120,6 @@ def _size(num_bytes: float) -> str:
 
 
 def _millions(count: int) -> str:
-    return f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.0f} million"
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} billion"
+    return f"{count / 1e6:.0f} million" if count >= 1e6 else f"{count:,}"

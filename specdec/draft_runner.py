@@ -6,7 +6,7 @@ from torch import Tensor
 
 from specdec.batch import RowSpec, build_rows
 from specdec.cache.pages import PageAllocator
-from specdec.cache.pool import KVPool
+from specdec.cache.pool import KVPool, cache_dtype
 from specdec.models.base import Model
 from specdec.runner import Runner
 from specdec.tree import IntArray
@@ -26,7 +26,7 @@ class DraftRunner:
     def __init__(self, model: Model, num_pages: int, page_size: int, max_model_len: int, row_multiple: int) -> None:
         self.vocab_size = model.config.vocab_size
         self.max_model_len = max_model_len
-        pool = KVPool(model.cache_specs, num_pages, page_size, torch.float32, model.device)
+        pool = KVPool(model.cache_specs, num_pages, page_size, cache_dtype(model.dtype, model.device), model.device)
         self._runner = Runner(model, pool, row_multiple=row_multiple)
         self._allocator = PageAllocator(num_pages)
         self._pages: dict[str, list[int]] = {}

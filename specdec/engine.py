@@ -163,19 +163,17 @@ class Engine:
         drafts = self._speculator.propose(ready, other_rows=sum(turn.num_chunk for turn in turns))
         specs, drafts = lay_out(turns, drafts, self._scheduler, self._scratch)
         rows = build_rows(specs, self._scheduler.page_size, self._runner.device)
+        sampling = self._sampling(ready)
         started = time.perf_counter()
         result = self._runner.forward(rows)
-        outcomes = self._accept(ready, drafts, rows, result)
+        outcomes = self._accept(drafts, rows, result, sampling)
         commit_kv(self._runner.pool, [spec for spec in specs if spec.tree is not None], outcomes)
         self._speculator.observe_cost(rows, time.perf_counter() - started)
         self._commit_prompts(turns, rows, result)
         self._settle(ready, drafts, outcomes, rows, result)
 
-    def _accept(
-        self, ready: SequenceOf[Sequence], drafts: SequenceOf[Draft], rows: RoundRows, result: RunnerOutput
-    ) -> list[Outcome]:
-        if rows.tree is None or result.logits_TV is None:
-            return []
+    def _sampling(self, ready: SequenceOf[Sequence]) -> SamplingBatch:
+        """Made before the forward pass, which on a GPU the host runs ahead of."""
         entries = [
             SamplingEntry(
                 sampling=sequence.sampling,
@@ -186,7 +184,13 @@ class Engine:
             )
             for sequence in ready
         ]
-        sampling = SamplingBatch.build(entries, result.logits_TV.shape[1], self._runner.device)
+        return SamplingBatch.build(entries, self._runner.model.config.vocab_size, self._runner.device)
+
+    def _accept(
+        self, drafts: SequenceOf[Draft], rows: RoundRows, result: RunnerOutput, sampling: SamplingBatch
+    ) -> list[Outcome]:
+        if rows.tree is None or result.logits_TV is None:
+            return []
         return read_outcomes(self._rule.accept(rows.tree, result.logits_TV, sampling, [d.q for d in drafts]), rows.tree)
 
     def _commit_prompts(self, turns: SequenceOf[Turn], rows: RoundRows, result: RunnerOutput) -> None:

@@ -69,7 +69,8 @@ class EngineMetrics:
         self._cached_tokens.inc(sequence.num_prefix_hits)
 
     def on_tokens(self, sequence: Sequence, num_tokens: int, tree: DraftTree, num_accepted: int) -> None:
-        """A round verified `tree` for a request and emitted `num_tokens`."""
+        """A round verified `tree` for a request and emitted `num_tokens`; drafts accepted past its end do not count."""
+        num_accepted = min(num_accepted, num_tokens)
         self._generated.inc(num_tokens)
         if sequence.first_token_at is None and num_tokens:
             sequence.first_token_at = time.monotonic()

@@ -8,8 +8,11 @@ from torch import Tensor
 
 from specdec.batch import RoundRows
 from specdec.cache.pool import KVPool
+from specdec.graphs import DeviceForward
+from specdec.kernels.linear import uses_triton
 from specdec.kernels.tree_attention import TilePlan, plan_tiles, tree_attention
-from specdec.models.base import CacheSpec, Model
+from specdec.models.base import CacheSpec, Heads, Model
+from specdec.models.rope import Rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Runner:
         self.pool = pool
         self.row_multiple = row_multiple
         self.capture = tuple(capture)
+        self._on_device = DeviceForward(model, pool) if uses_triton(pool.device) else None
 
     @property
     def device(self) -> torch.device:
@@ -49,18 +53,23 @@ class Runner:
     @torch.inference_mode()
     def forward(self, rows: RoundRows) -> RunnerOutput:
         """Compute every row; their keys and values are in the pool afterwards."""
-        context = _RoundContext.build(rows, self.pool, self.model.cache_specs, self.capture, self.row_multiple)
-        tokens = _pad(rows.tokens_R, self.row_multiple)
-        hidden = self.model.forward(tokens, context)
-        captured = torch.cat([context.captured[layer] for layer in self.capture], dim=-1) if self.capture else None
-        if captured is not None:
-            captured = captured[: rows.num_rows]
+        hidden, layers = self._forward(rows)
+        captured = torch.cat([layers[layer][: rows.num_rows] for layer in self.capture], dim=-1) if self.capture else None
         if rows.tree is None:
             return RunnerOutput(None, captured)
         num_tree = len(rows.tree.rows_T)
-        if num_tree != len(hidden):
+        if num_tree != rows.num_rows:
             hidden = hidden[_pad(rows.tree.rows_T, self.row_multiple)]
+        elif self._on_device is not None:
+            hidden = hidden[:num_tree]
         return RunnerOutput(self.model.logits(hidden)[:num_tree], captured)
+
+    def _forward(self, rows: RoundRows) -> tuple[Tensor, dict[int, Tensor]]:
+        """Hidden states of all rows and of padding behind them, and what was captured."""
+        if self._on_device is not None:
+            return self._on_device(rows, self.capture)
+        context = _RoundContext.build(rows, self.pool, self.model.cache_specs, self.capture, self.row_multiple)
+        return self.model.forward(_pad(rows.tokens_R, self.row_multiple), context), context.captured
 
 
 @dataclass(slots=True)
@@ -75,6 +84,7 @@ class _RoundContext:
     write_pages_R: Tensor
     write_offsets_R: Tensor
     wanted: tuple[int, ...]
+    rotation: Rotation | None = None  # of the round's rows, the same in all layers
     captured: dict[int, Tensor] = field(default_factory=dict)
 
     @staticmethod
@@ -92,13 +102,18 @@ class _RoundContext:
             wanted=wanted,
         )
 
-    def attend(self, layer: int, q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor) -> Tensor:
-        """Store the rows' keys and values, then attend; [R, H, D]."""
-        k, v = (k_RKD, v_RKD) if len(k_RKD) == self.num_rows else (k_RKD[: self.num_rows], v_RKD[: self.num_rows])
-        self.pool.write(layer, self.write_pages_R, self.write_offsets_R, k, v)
+    def attend(self, layer: int, qkv_RC: Tensor, heads: Heads) -> Tensor:
+        """See `RoundContext.attend`."""
+        if self.rotation is None:
+            self.rotation = heads.rope.rotation(self.positions_R)
+        q_RHD, k_RKD, v_RKD = heads.split(qkv_RC, self.rotation)
+        if len(k_RKD) != self.num_rows:
+            k_RKD, v_RKD = k_RKD[: self.num_rows], v_RKD[: self.num_rows]
+        self.pool.write(layer, self.write_pages_R, self.write_offsets_R, k_RKD, v_RKD)
         keys, values = self.pool.layer(layer)
         spec = self.specs[layer]
-        return tree_attention(q_RHD, keys, values, self.plans, scale=q_RHD.shape[-1] ** -0.5, window=spec.window)
+        out_RHD = tree_attention(q_RHD, keys, values, self.plans, scale=heads.head_dim**-0.5, window=spec.window)
+        return out_RHD.reshape(len(q_RHD), -1)
 
     def capture(self, layer: int, hidden_RE: Tensor) -> None:
         """Keep a layer's output where a drafter asked for it."""

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from specdec.batch import TreeRows
 from specdec.candidates import Keys, Truncation, race, sort_descending, truncate
+from specdec.kernels.gumbel import gumbel_argmax
+from specdec.kernels.linear import uses_triton
 from specdec.noise import Domain
 from specdec.request import SamplingParams
 
@@ -63,6 +65,7 @@ class SamplingBatch:
     kinds: tuple[Kind, ...]
     seeds_S: Tensor  # int64
     temperatures_S: Tensor  # float32; 1 where greedy
+    noisy_S: Tensor  # bool; False where greedy
     truncation: Truncation  # [S]
 
     @staticmethod
@@ -74,6 +77,7 @@ class SamplingBatch:
             kinds=tuple(Kind.of(p) for p in params),
             seeds_S=torch.tensor([entry.seed for entry in entries], dtype=torch.int64, device=device),
             temperatures_S=_temperatures(params, device),
+            noisy_S=torch.tensor([not p.greedy for p in params], device=device),
             truncation=_truncation(params, vocab_size, device),
         )
 
@@ -110,6 +114,8 @@ def choose(tree: TreeRows, logits_TV: Tensor, batch: SamplingBatch) -> Tensor:
         batch: the sequences' parameters.
     """
     logits_TV = edit_logits(tree, logits_TV, batch)
+    if uses_triton(logits_TV.device):
+        return _choose_on_device(tree, logits_TV, batch)
     if all(kind == Kind.GREEDY for kind in batch.kinds):
         return logits_TV.argmax(dim=-1)
     chosen_T = torch.empty_like(tree.tokens_T)
@@ -128,6 +134,18 @@ def choose(tree: TreeRows, logits_TV: Tensor, batch: SamplingBatch) -> Tensor:
             scores = truncate(scores, batch.truncation.of(sequences))
         chosen_T[rows] = race(scores, keys.of(rows))[1][:, 0]
     return chosen_T
+
+
+def _choose_on_device(tree: TreeRows, logits_TV: Tensor, batch: SamplingBatch) -> Tensor:
+    """`choose` as few kernels that the host need not wait for, where no request truncates."""
+    temperatures_T = batch.temperatures_S[tree.sequences_T]
+    truncated = batch.rows_of(Kind.TRUNCATED, tree)
+    if truncated is not None:
+        logits_TV = logits_TV / temperatures_T[:, None]
+        logits_TV[truncated] = truncate(logits_TV[truncated], batch.truncation.of(tree.sequences_T[truncated]))
+        temperatures_T = torch.ones_like(temperatures_T)
+    keys = batch.keys(tree)
+    return gumbel_argmax(logits_TV, keys.seeds_N, keys.positions_N, temperatures_T, batch.noisy_S[tree.sequences_T])
 
 
 def probabilities(tree: TreeRows, logits_TV: Tensor, batch: SamplingBatch) -> Tensor:

@@ -127,7 +127,7 @@ class Speculator:
         return found
 
     def observe(self, sequence: Sequence, draft: Draft, path: IntArray, observation: Observation) -> None:
-        """What became of a sequence's draft.
+        """What became of a sequence's draft. Statistics leave out what was accepted past the end of the request.
 
         Args:
             sequence: whose.
@@ -136,7 +136,8 @@ class Speculator:
             observation: what was emitted.
         """
         self._planner.observe(sequence.request_id, draft.tree, path)
-        count(sequence.stats, draft.tree, path, [drafter.name for drafter in self.drafters])
+        kept = path[: 1 + len(observation.emitted)]
+        count(sequence.stats, draft.tree, kept, [drafter.name for drafter in self.drafters])
         self.tell(observation)
 
     def observe_cost(self, rows: RoundRows, seconds: float) -> None:

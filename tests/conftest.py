@@ -1,6 +1,7 @@
 """Fixtures for all tests: tiny random checkpoints of every family, and the small real model."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import pytest
 import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, by whichever test comes first
 
 TinyCheckpoint = Callable[..., Path]
 
@@ -93,3 +97,19 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
 def smollm2() -> str:
     """The name of the small real model; for tests marked `weights`."""
     return "smollm2-135m"
+
+
+@pytest.fixture
+def triton_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton kernels run on CPU tensors; for machines without a GPU."""
+    if torch.cuda.is_available():
+        pytest.skip("the GPU tests run the kernels themselves")
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    patch = interpreter._patch_lang_tensor
+
+    def patch_index(tensor: Any, scope: Any) -> None:
+        """Triton 3.6 holds scalars as arrays of one element, which numpy 2.4 no longer turns into integers."""
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_index)

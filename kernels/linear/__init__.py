@@ -1,4 +1,4 @@
-"""Linear layers whose output row depends on that row alone: the same bits at any number of rows, in any slot.
+"""Linear layers and norms whose output row depends on that row alone: the same bits at any number of rows, in any slot.
 
 Legend of shape suffixes: R rows, N output features, K input features.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["PackedWeight", "linear", "pack"]
+__all__ = ["PackedWeight", "linear", "pack", "rms_norm", "uses_triton"]
 
 # from this many rows on, and at its multiples, F.linear gives a row the same bits on the CPU
 _TORCH_ROWS = 16
@@ -23,8 +23,8 @@ _ONEDNN_ROWS = 16
 
 class _Path(Enum):
     ONEDNN = "onednn"
-    TORCH_CPU = "torch-cpu"
     TORCH = "torch"
+    TRITON = "triton"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,11 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         return self.data.numel() * self.data.element_size()
+
+
+def uses_triton(device: torch.device) -> bool:
+    """Whether the layers run as Triton kernels there: on every GPU."""
+    return device.type == "cuda"
 
 
 @functools.cache
@@ -56,25 +61,56 @@ def pack(weight_NK: Tensor, *, keep_plain: bool = False) -> PackedWeight:
             (an embedding table that is the output head too). Slower than the packed layout.
     """
     assert weight_NK.ndim == 2, weight_NK.shape
-    if weight_NK.device.type != "cpu":
-        return PackedWeight(weight_NK, _Path.TORCH, 1)
-    if not _onednn_computes(weight_NK.dtype):
-        return PackedWeight(weight_NK, _Path.TORCH_CPU, _TORCH_ROWS)
+    if uses_triton(weight_NK.device):
+        return PackedWeight(weight_NK, _Path.TRITON, 1)
+    if weight_NK.device.type != "cpu" or not _onednn_computes(weight_NK.dtype):
+        return PackedWeight(weight_NK, _Path.TORCH, _TORCH_ROWS)
     data = weight_NK if keep_plain else torch.ops.mkldnn._reorder_linear_weight(weight_NK, _ONEDNN_ROWS)
     return PackedWeight(data, _Path.ONEDNN, 2 if weight_NK.dtype == torch.float32 else 1)
 
 
-def linear(x_RK: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias, [R, N] in x's dtype, fp32 accumulation.
+def linear(
+    x_RK: Tensor,
+    weight: PackedWeight,
+    bias_N: Tensor | None = None,
+    residual_RN: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x @ weight.T + bias, then + residual: [R, N], fp32 accumulation, row-invariant.
 
-    Row-invariant on the CPU. On a GPU this is F.linear, whose row invariance the start-up self-test has to show.
+    Args:
+        x_RK: contiguous in its last dimension.
+        weight: from `pack`.
+        bias_N: in x's dtype.
+        residual_RN: contiguous, in x's dtype; the product is rounded to that before they are added.
+        out_dtype: float32 or x's dtype, the default. Rounding to x's dtype comes first on the CPU, not at all on a GPU.
     """
+    if weight.path is _Path.TRITON:
+        from specdec.kernels.linear.kernel import linear_triton
+
+        return linear_triton(x_RK, weight.data, bias_N, residual=residual_RN, out_dtype=out_dtype)
+    out_RN = _linear_cpu(x_RK, weight, bias_N)
+    if residual_RN is not None:
+        out_RN = residual_RN + out_RN
+    return out_RN if out_dtype is None else out_RN.to(out_dtype)
+
+
+def rms_norm(x_RE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension, computed in float32 inside: [R, E] in x's dtype."""
+    if uses_triton(x_RE.device):
+        from specdec.kernels.linear.kernel import rms_norm_triton
+
+        return rms_norm_triton(x_RE.contiguous(), weight_E, eps)
+    return F.rms_norm(x_RE, weight_E.shape, weight_E, eps)
+
+
+def _linear_cpu(x_RK: Tensor, weight: PackedWeight, bias_N: Tensor | None) -> Tensor:
     num_rows = x_RK.shape[0]
     if weight.path is _Path.ONEDNN:
         if num_rows >= weight.min_rows:
             return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x_RK, weight.data, bias_N, "none", [], ""))
-        return linear(_pad_rows(x_RK, weight.min_rows), weight, bias_N)[:num_rows]
-    if weight.path is _Path.TORCH_CPU and num_rows % weight.min_rows:
+        return _linear_cpu(_pad_rows(x_RK, weight.min_rows), weight, bias_N)[:num_rows]
+    if num_rows % weight.min_rows:
         padded_rows = num_rows + -num_rows % weight.min_rows
         return F.linear(_pad_rows(x_RK, padded_rows), weight.data, bias_N)[:num_rows]
     return F.linear(x_RK, weight.data, bias_N)

@@ -5,6 +5,7 @@ Kernels are chained by programmatic dependent launch: each lets its successor st
 before it waits for its predecessor's output. Legend: M rows, N outputs, K inputs, S splits of K.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,12 @@ class Tile:
             "num_stages": self.stages,
             "enable_fp_fusion": False,
         }
+
+
+@functools.cache
+def overlaps(device: torch.device) -> bool:
+    """Whether kernels there are chained by programmatic dependent launch, which Hopper brought."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @triton.jit
@@ -236,7 +243,6 @@ def linear_triton(
     *,
     residual: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
-    pdl: bool = True,
     tile: Tile | None = None,
 ) -> Tensor:
     """`x @ weight.T (+ bias) (+ residual)`.
@@ -246,11 +252,11 @@ def linear_triton(
     """
     num_rows, width = x.shape[0], weight.shape[0]
     out = x.new_empty((num_rows, width), dtype=out_dtype or x.dtype)
-    _launch(x, weight, bias, residual, out, 1, pdl, tile or choose_tile(num_rows, width, x.shape[1]))
+    _launch(x, weight, bias, residual, out, 1, tile or choose_tile(num_rows, width, x.shape[1]))
     return out
 
 
-def linear_splits_triton(x: Tensor, weight: Tensor, num_splits: int, *, pdl: bool = True, tile: Tile | None = None) -> Tensor:
+def linear_splits_triton(x: Tensor, weight: Tensor, num_splits: int, *, tile: Tile | None = None) -> Tensor:
     """Partial products over `num_splits` equal parts of K: float32 [num_splits, M, N], to be added in order by the reader.
 
     For layers with too few outputs to fill a GPU, the router above all.
@@ -258,15 +264,16 @@ def linear_splits_triton(x: Tensor, weight: Tensor, num_splits: int, *, pdl: boo
     num_rows, width = x.shape[0], weight.shape[0]
     out = x.new_empty((num_splits, num_rows, width), dtype=torch.float32)
     few = Tile(min(64, triton.next_power_of_2(num_rows)), 16, min(256, x.shape[1] // num_splits), 4, 2)
-    _launch(x, weight, None, None, out, num_splits, pdl, tile or few)
+    _launch(x, weight, None, None, out, num_splits, tile or few)
     return out
 
 
-def rms_norm_triton(x: Tensor, weight: Tensor, eps: float, *, pdl: bool = True) -> Tensor:
+def rms_norm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm over the last dimension of contiguous x [M, K]; weight: [K]. Returns [M, K] in x's dtype."""
     out = torch.empty_like(x)
     width = x.shape[1]
     block = triton.next_power_of_2(width)
+    pdl = overlaps(x.device)
     options = {"num_warps": norm_warps(block), "enable_fp_fusion": False, "launch_pdl": pdl}
     _norm_kernel[(len(x),)](x, weight, out, eps, width, block, PDL=pdl, **options)
     return out
@@ -302,11 +309,12 @@ def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
 
 
 def _launch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor, splits: int, pdl: bool, tile: Tile
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor, splits: int, tile: Tile
 ) -> None:
     num_rows, depth = x.shape
     width = weight.shape[0]
     assert depth % splits == 0, "splits of K are equal"
+    pdl = overlaps(x.device)
     grid = (triton.cdiv(num_rows, tile.m) * triton.cdiv(width, tile.n), splits)
     _linear_kernel[grid](
         x,

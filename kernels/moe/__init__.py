@@ -2,8 +2,9 @@
 
 Legend of shape suffixes: R rows, E hidden size, X experts, k experts per row, I expert's inner size.
 
-The CPU path walks over the touched experts, each of which sees its rows once. Its linear layers are row-invariant, the
-row's k results are added by one writer in the order of their rank, in float32: so the layer is row-invariant.
+On a GPU the experts of a layer are one tensor and `kernel.py` runs. The CPU path walks over the touched experts, each of
+which sees its rows once. Its linear layers are row-invariant, the row's k results are added by one writer in the order of
+their rank, in float32: so the layer is row-invariant.
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specdec.kernels.linear import PackedWeight, linear
+from specdec.kernels.linear import PackedWeight, linear, rms_norm
 from specdec.kernels.swiglu import swiglu
 
-__all__ = ["moe", "route"]
+__all__ = ["Experts", "moe", "moe_and_norm", "route"]
+
+# one linear layer per expert, or on a GPU all of them as [X, outputs, inputs]
+Experts = Sequence[PackedWeight] | Tensor
 
 
 def route(logits_RX: Tensor, k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
@@ -37,10 +41,41 @@ def route(logits_RX: Tensor, k: int, renormalise: bool) -> tuple[Tensor, Tensor]
     return weights_Rk, experts_Rk
 
 
+def moe_and_norm(
+    x_RE: Tensor,
+    router: PackedWeight,
+    gate_up: Experts,
+    down: Experts,
+    k: int,
+    renormalise: bool,
+    *,
+    residual_RE: Tensor,
+    norm_E: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """`moe` added to the residual stream, and the next layer's RMS norm of that: two times [R, E].
+
+    Args:
+        x_RE: rows after their norm.
+        router: [X, E]; float32 on the CPU, x's dtype on a GPU, where products are summed in float32 as well.
+        gate_up, down, k, renormalise: see `moe`.
+        residual_RE: the stream before this layer.
+        norm_E, eps: of the norm that follows.
+    """
+    if isinstance(gate_up, Tensor):
+        from specdec.kernels.moe.kernel import moe_triton
+
+        assert isinstance(down, Tensor), "the experts' layers are packed alike"
+        return moe_triton(x_RE, router.data, gate_up, down, k, renormalise, residual_RE=residual_RE, norm_E=norm_E, eps=eps)
+    assert not isinstance(down, Tensor), "the experts' layers are packed alike"
+    stream_RE = residual_RE + moe(x_RE, router, gate_up, down, k, renormalise)
+    return stream_RE, rms_norm(stream_RE, norm_E, eps)
+
+
 def moe(
     x_RE: Tensor, router: PackedWeight, gate_up: Sequence[PackedWeight], down: Sequence[PackedWeight], k: int, renormalise: bool
 ) -> Tensor:
-    """[R, E] in x's dtype.
+    """[R, E] in x's dtype, on the CPU.
 
     Args:
         x_RE: rows after their norm.

@@ -23,6 +23,7 @@ from specdec.kernels.linear.kernel import (
     norm_warps,
     normalised,
     num_chains,
+    overlaps,
 )
 
 DIRECT_ROWS = 16
@@ -219,7 +220,7 @@ def _combine_kernel(
         tl.store(p_normed + row * E + e, normalised(acc, b_norm, eps, E, DTYPE), m_e)
 
 
-def route_triton(x_RE: Tensor, router_XE: Tensor, k: int, renormalise: bool, *, pdl: bool = True) -> tuple[Tensor, Tensor]:
+def route_triton(x_RE: Tensor, router_XE: Tensor, k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
     """The k experts of each row, best first, ties to the lower id: float32 [R, k] weights, int32 [R, k] expert ids.
 
     The router's products are accumulated in float32, K in ROUTER_SPLITS parts added in order. A row with NaN logits gets
@@ -227,7 +228,8 @@ def route_triton(x_RE: Tensor, router_XE: Tensor, k: int, renormalise: bool, *, 
     """
     num_rows, num_experts = x_RE.shape[0], router_XE.shape[0]
     splits = ROUTER_SPLITS if x_RE.shape[1] % (ROUTER_SPLITS * 16) == 0 else 1
-    logits = linear_splits_triton(x_RE, router_XE, splits, pdl=pdl)
+    logits = linear_splits_triton(x_RE, router_XE, splits)
+    pdl = overlaps(x_RE.device)
     weights = x_RE.new_empty((num_rows, k), dtype=torch.float32)
     experts = x_RE.new_empty((num_rows, k), dtype=torch.int32)
     _route_kernel[(num_rows,)](
@@ -248,9 +250,9 @@ def route_triton(x_RE: Tensor, router_XE: Tensor, k: int, renormalise: bool, *, 
     return weights, experts
 
 
-def group_triton(experts_Rk: Tensor, num_experts: int, *, pdl: bool = True) -> Groups:
+def group_triton(experts_Rk: Tensor, num_experts: int) -> Groups:
     """Sort the pairs by expert, ascending within an expert, without the host."""
-    num_pairs = experts_Rk.numel()
+    num_pairs, pdl = experts_Rk.numel(), overlaps(experts_Rk.device)
     order = experts_Rk.new_empty(num_pairs)
     starts = experts_Rk.new_empty(num_experts + 1)
     block = min(2048, max(32, triton.next_power_of_2(num_pairs)))
@@ -266,20 +268,19 @@ def experts_triton(
     gate_up_XIE: Tensor,
     down_XEI: Tensor,
     *,
-    pdl: bool = True,
     gate_up_tile: Tile | None = None,
     down_tile: Tile | None = None,
 ) -> Tensor:
     """Each pair's expert output before its weight: [R * k, E] in x's dtype."""
     (num_rows, hidden), k = x_RE.shape, experts_Rk.shape[1]
     num_experts, inner = down_XEI.shape[0], down_XEI.shape[2]
-    groups = None if num_rows <= DIRECT_ROWS else group_triton(experts_Rk, num_experts, pdl=pdl)
+    groups = None if num_rows <= DIRECT_ROWS else group_triton(experts_Rk, num_experts)
     act = x_RE.new_empty((num_rows * k, inner))
     out = x_RE.new_empty((num_rows * k, hidden))
     gate_up_tile = gate_up_tile or choose_tile(num_rows, k, num_experts, True)
     down_tile = down_tile or choose_tile(num_rows, k, num_experts, False)
-    _launch(x_RE, gate_up_XIE, experts_Rk, groups, act, True, pdl, gate_up_tile)
-    _launch(act, down_XEI, experts_Rk, groups, out, False, pdl, down_tile)
+    _launch(x_RE, gate_up_XIE, experts_Rk, groups, act, True, gate_up_tile)
+    _launch(act, down_XEI, experts_Rk, groups, out, False, down_tile)
     return out
 
 
@@ -289,12 +290,10 @@ def combine_triton(
     residual_RE: Tensor | None = None,
     norm_E: Tensor | None = None,
     eps: float = 1e-6,
-    *,
-    pdl: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """(residual + weighted sum over rank, its RMS norm times `norm_E`), each [R, E]; without norm_E the sum twice."""
     num_rows, k = weights_Rk.shape
-    hidden = parts_PE.shape[1]
+    hidden, pdl = parts_PE.shape[1], overlaps(parts_PE.device)
     out = parts_PE.new_empty((num_rows, hidden))
     normed = torch.empty_like(out) if norm_E is not None else out
     block = triton.next_power_of_2(hidden)
@@ -330,16 +329,15 @@ def moe_triton(
     residual_RE: Tensor | None = None,
     norm_E: Tensor | None = None,
     eps: float = 1e-6,
-    pdl: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The whole layer; see `route_triton`, `experts_triton`, `combine_triton`.
 
     x_RE: rows after their norm, contiguous. router: [X, E]; gate_up: [X, 2I, E], gate first; down: [X, E, I]; all contiguous
     and in x's dtype. Returns what `combine_triton` returns.
     """
-    weights, experts = route_triton(x_RE, router_XE, k, renormalise, pdl=pdl)
-    parts = experts_triton(x_RE, experts, gate_up_XIE, down_XEI, pdl=pdl)
-    return combine_triton(parts, weights, residual_RE, norm_E, eps, pdl=pdl)
+    weights, experts = route_triton(x_RE, router_XE, k, renormalise)
+    parts = experts_triton(x_RE, experts, gate_up_XIE, down_XEI)
+    return combine_triton(parts, weights, residual_RE, norm_E, eps)
 
 
 def choose_tile(num_rows: int, k: int, num_experts: int, gated: bool) -> Tile:
@@ -355,10 +353,9 @@ def choose_tile(num_rows: int, k: int, num_experts: int, gated: bool) -> Tile:
     return Tile(128, 64 if gated else 128, 64, 8, 3, True)
 
 
-def _launch(
-    x: Tensor, weight: Tensor, experts_Rk: Tensor, groups: Groups | None, out: Tensor, gated: bool, pdl: bool, tile: Tile
-) -> None:
+def _launch(x: Tensor, weight: Tensor, experts_Rk: Tensor, groups: Groups | None, out: Tensor, gated: bool, tile: Tile) -> None:
     num_rows, k = experts_Rk.shape
+    pdl = overlaps(x.device)
     num_experts, num_pairs, inner = weight.shape[0], num_rows * k, out.shape[1]
     slots = min(num_pairs, num_experts) if groups is None else min(num_pairs, num_pairs // tile.m + num_experts)
     assert groups is not None or num_rows <= tile.m, "direct products hold all rows in one tile"

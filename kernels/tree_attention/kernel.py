@@ -18,6 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from specdec.kernels.linear.kernel import overlaps
+
 TILE = 64
 LOG2E = 1.4426950408889634
 
@@ -436,7 +438,6 @@ def heads_triton(
     k_pages: Tensor,
     v_pages: Tensor,
     eps: float = 1e-6,
-    pdl: bool = True,
 ) -> Tensor:
     """Per-head RMS norm (where given) and rotary embedding of q and k, K and V written to the rows' slots.
 
@@ -444,7 +445,7 @@ def heads_triton(
     q [R, H, head_dim].
     """
     kv_heads, page, head_dim = k_pages.shape[1:]
-    num_rows = qkv_RC.shape[0]
+    num_rows, pdl = qkv_RC.shape[0], overlaps(qkv_RC.device)
     all_heads = qkv_RC.shape[1] // head_dim
     heads = all_heads - 2 * kv_heads
     q = qkv_RC.new_empty((num_rows, heads, head_dim))
@@ -488,17 +489,16 @@ def tree_attention_triton(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
-    pdl: bool = True,
     plan: Plan | None = None,
 ) -> Tensor:
     """Attention of every row over its own history: cached keys below its sequence's base, its ancestors from there on.
 
     q: [R, H, head_dim] contiguous, bf16 or fp16; k_pages, v_pages: [pages, kv heads, 64, head_dim] contiguous, q's dtype, the
     rows' own K and V written already; the tables int64, as in `RoundRows`, rows of one sequence neighbours. max_positions
-    bounds positions_R + 1 and sizes the launch, so that a captured graph serves all lengths up to it. With `pdl`, the tables
-    and the cached keys may be read before the kernels just before this one have ended: at least one kernel that does not
-    let its successor start early (any of PyTorch's) must lie between the writing of the tables and this call, in stream
-    order. Returns [R, H, head_dim] in q's dtype.
+    bounds positions_R + 1 and sizes the launch, so that a captured graph serves all lengths up to it. The tables and the cached
+    keys may be read before the kernels just before this one have ended: at least one kernel that does not let its successor
+    start early (any of PyTorch's) must lie between the writing of the tables and this call, in stream order.
+    Returns [R, H, head_dim] in q's dtype.
     """
     num_rows, heads, head_dim = q_RHD.shape
     kv_heads, page = k_pages.shape[1], k_pages.shape[2]
@@ -506,6 +506,7 @@ def tree_attention_triton(
     assert heads % kv_heads == 0, "the heads divide evenly over the kv heads"
     group = heads // kv_heads
     block_group, block_dim = triton.next_power_of_2(group), triton.next_power_of_2(head_dim)
+    pdl = overlaps(q_RHD.device)
     plan = plan or choose_plan(num_rows, len(bases_S), block_group)
     splits = num_splits(max_positions)
     out = torch.empty_like(q_RHD)

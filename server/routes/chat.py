@@ -39,8 +39,10 @@ def _renamed(error: RequestError, body: ChatBody) -> RequestError:
         names["max_tokens"] = "max_completion_tokens"
     if error.param not in names:
         return error
-    param = names[error.param]
-    return RequestError(error.message.replace(error.param, param), param=param, code=error.code)
+    param, message = names[error.param], error.message
+    for name in names.keys() - {"prompt"}:  # a plain word, which the messages do make
+        message = message.replace(name, names[name])
+    return RequestError(message, param=param, code=error.code)
 
 
 routes = [web.post("/v1/chat/completions", _create)]

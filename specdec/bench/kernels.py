@@ -98,6 +98,7 @@ def random_experts(shape: Shape, rows: int) -> Tensor:
 
 def cycle(weights: list[Tensor], call: Callable[[Tensor], object]) -> Callable[[], None]:
     """One call over every weight in turn."""
+
     def work() -> None:
         for weight in weights:
             call(weight)

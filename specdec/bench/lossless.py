@@ -9,14 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from specdec import assemble
 from specdec.bench import suite
 from specdec.bench.cases import Case, greedy_answers, prepare
 from specdec.bench.environment import conditions
 from specdec.bench.lossless_settings import BATCH_SIZES, SMALL_PAGE, WHOLE_PROMPT, Setting, make_requests, settings_for, short
-from specdec.cache.pool import KVPool
+from specdec.cache.pool import KVPool, cache_dtype
 from specdec.config import EngineConfig
 from specdec.llm import LLM, Completion
 from specdec.progress import Progress
@@ -194,4 +192,5 @@ def _tight_gb(config: EngineConfig, loaded: assemble.LoadedModel, requests: Sequ
     lengths = [len(request.prompt_ids) for request in short(requests)]
     longest = -(-(lengths[-1] + requests[0].sampling.max_tokens) // config.page_size)
     pages = max(longest + 1, 2 * -(-lengths[len(lengths) // 2] // config.page_size) + 1)
-    return pages * KVPool.page_bytes(loaded.model.cache_specs, config.page_size, torch.float32) * 1.0001 / 1e9
+    stored = cache_dtype(loaded.model.dtype, loaded.model.device)
+    return pages * KVPool.page_bytes(loaded.model.cache_specs, config.page_size, stored) * 1.0001 / 1e9

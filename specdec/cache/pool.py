@@ -12,15 +12,14 @@ from specdec.models.base import CacheSpec
 class KVPool:
     """Paged keys and values of all layers.
 
-    Layers of one shape share one pair of tensors, float32 on the CPU (the attention's own type there),
-    `[layers, pages, kv heads, page size, head_dim]`; so a commit moves all of them in one operation.
-    A *slot* is page * page size + offset.
+    Layers of one shape share one pair of tensors `[layers, pages, kv heads, page size, head_dim]`; so a commit moves all of
+    them in one operation. A *slot* is page * page size + offset. One page more than asked for holds what nobody reads.
 
     Args:
         specs: one per layer.
         num_pages: pages, counted once for all layers.
         page_size: tokens per page.
-        dtype: of the stored values.
+        dtype: of the stored values; see `cache_dtype`.
         device: where they lie.
     """
 
@@ -29,6 +28,7 @@ class KVPool:
     ) -> None:
         self.page_size = page_size
         self.num_pages = num_pages
+        self.spare_slot = num_pages * page_size  # for rows whose keys nobody reads
         self.device = device
         shapes: dict[tuple[int, int], list[int]] = {}
         for layer, spec in enumerate(specs):
@@ -36,7 +36,7 @@ class KVPool:
         self._stores: list[tuple[Tensor, Tensor]] = []
         self._layers: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(specs)
         for (num_kv_heads, head_dim), layers in shapes.items():
-            shape = (len(layers), num_pages, num_kv_heads, page_size, head_dim)
+            shape = (len(layers), num_pages + 1, num_kv_heads, page_size, head_dim)
             keys, values = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
             self._stores.append((keys, values))
             for index, layer in enumerate(layers):
@@ -70,6 +70,11 @@ class KVPool:
         for store in self._stores:
             for tensor in store:
                 tensor[:, index.to(tensor.device)] = 0
+
+
+def cache_dtype(model_dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """float32 on the CPU, which is attention's own type there; elsewhere the model's."""
+    return torch.float32 if device.type == "cpu" else model_dtype
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

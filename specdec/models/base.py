@@ -3,7 +3,6 @@
 Legend of shape suffixes: R rows, E hidden size, H query heads, K key heads, D head size, V vocabulary.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,9 +10,11 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.linear import PackedWeight
+from specdec.kernels.moe import Experts
 from specdec.models.config import ModelConfig
+from specdec.models.heads import Heads
 
-__all__ = ["CacheSpec", "Model", "ModelConfig", "RoundContext", "Weights"]
+__all__ = ["CacheSpec", "Heads", "Model", "ModelConfig", "RoundContext", "Weights"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,12 +30,16 @@ class CacheSpec:
 class RoundContext(Protocol):
     """The round as a forward pass sees it. The runner implements it."""
 
-    positions_R: Tensor  # int64
+    def attend(self, layer: int, qkv_RC: Tensor, heads: Heads) -> Tensor:
+        """Rotate the heads, keep keys and values in the layer's cache, and let each row attend over its own history, itself
+        included. Scores are scaled by D ** -0.5.
 
-    def attend(self, layer: int, q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor) -> Tensor:
-        """Keep k and v in the layer's cache; attention of each row over its own history, itself included: [R, H, D].
+        Args:
+            qkv_RC: [R, (H + 2 K) * D], contiguous.
+            heads: what makes heads of it.
 
-        Scores are scaled by D ** -0.5. The arguments may be views with gaps between rows.
+        Returns:
+            [R, H * D], contiguous.
         """
         ...
 
@@ -77,12 +82,14 @@ class Weights(Protocol):
         """One linear layer of several tensors (name, outputs, inputs), outputs side by side."""
         ...
 
-    def packed_float32(self, name: str, *shape: int) -> PackedWeight:
-        """A linear layer that computes in float32 whatever the model's dtype."""
+    def router(self, name: str, *shape: int) -> PackedWeight:
+        """A linear layer whose products are summed in float32 and not rounded, whatever the model's dtype."""
         ...
 
-    def packed_experts(self, name: str, num_experts: int, *shape: int) -> Sequence[PackedWeight]:
-        """The experts of one tensor [experts, outputs, inputs], as linear layers."""
+    def experts(self, num_experts: int, *parts: tuple[str, int, int]) -> Experts:
+        """The same linear layer of every expert, as `packed`. A name with `{}` stands for one tensor per expert, a name without
+        for one that holds all experts, [experts, outputs, inputs].
+        """
         ...
 
     def shared(self, plain: Tensor) -> PackedWeight:

@@ -1,13 +1,13 @@
 """What a model needs, from its config alone: no weight is read."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from specdec.kernels.linear import PackedWeight, pack
+from specdec.kernels.moe import Experts
 from specdec.models.config import ModelConfig
 from specdec.models.loader import read_source_config
 from specdec.models.registry import family
@@ -71,12 +71,12 @@ class _CountedWeights:
     def packed(self, *parts: tuple[str, int, int]) -> PackedWeight:
         return pack(torch.cat([self.plain(name, *shape) for name, *shape in parts]))
 
-    def packed_float32(self, name: str, *shape: int) -> PackedWeight:
+    def router(self, name: str, *shape: int) -> PackedWeight:
         self.num_router_parameters += math.prod(shape)
         return pack(self.plain(name, *shape))
 
-    def packed_experts(self, name: str, num_experts: int, *shape: int) -> Sequence[PackedWeight]:
-        return [pack(expert) for expert in self.plain(name, num_experts, *shape)]
+    def experts(self, num_experts: int, *parts: tuple[str, int, int]) -> Experts:
+        return torch.cat([self.plain(name, num_experts, *shape) for name, *shape in parts], dim=1)
 
     def shared(self, plain: Tensor) -> PackedWeight:
         return pack(plain, keep_plain=True)

@@ -1,7 +1,6 @@
 """The layers that the families are built from: plain data with a call, no parameters of torch's.
 
-Legend of shape suffixes: R rows, E hidden size, H query heads, K key heads, B query and key heads together (H + K),
-D head size.
+Legend of shape suffixes: R rows, E hidden size, K inputs and N outputs of a linear layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,30 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specdec.kernels.linear import PackedWeight, linear
-from specdec.kernels.moe import moe
+from specdec.kernels.moe import Experts, moe_and_norm
 from specdec.kernels.swiglu import swiglu
-from specdec.models.base import CacheSpec, ModelConfig, RoundContext, Weights
-from specdec.models.rope import Rope, Rotation
-
-# takes and returns queries and keys side by side, [R, B * D]
-QkNorm = Callable[[Tensor], Tensor]
+from specdec.models.base import CacheSpec, Heads, ModelConfig, RoundContext, Weights
+from specdec.models.norms import HeadNorm, QkNorm, RmsNorm
+from specdec.models.rope import Rope
 
 
 class FeedForward(Protocol):
-    """The second half of a decoder layer, [R, E] to [R, E]."""
+    """The second half of a decoder layer."""
 
-    def __call__(self, x_RE: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True, slots=True)
-class RmsNorm:
-    """x / rms(x) * weight over the last dimension, computed in float32 inside."""
-
-    weight: Tensor
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+    def __call__(self, x_RE: Tensor, residual_RE: Tensor, next_norm: RmsNorm) -> tuple[Tensor, Tensor]:
+        """The residual stream with the layer's output added, and that behind the norm which comes next; [R, E] each."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,60 +34,21 @@ class Linear:
     weight: PackedWeight
     bias: Tensor | None = None
 
-    def __call__(self, x_RK: Tensor) -> Tensor:
-        return linear(x_RK, self.weight, self.bias)
+    def __call__(self, x_RK: Tensor, residual_RN: Tensor | None = None) -> Tensor:
+        return linear(x_RK, self.weight, self.bias, residual_RN)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Attention:
-    """Projections and rotation; the context does the rest."""
+    """Projections; the context does the rest."""
 
     qkv: Linear
     output: Linear
-    rope: Rope
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    qk_norm: QkNorm | None = None
-    clip: float | None = None
+    heads: Heads
 
-    def __call__(self, x_RE: Tensor, layer: int, rotation: Rotation, ctx: RoundContext) -> Tensor:
-        num_rows, num_qk = x_RE.shape[0], self.num_heads + self.num_kv_heads
-        qkv = self.qkv(x_RE)
-        qk, v = torch.split(qkv, [num_qk * self.head_dim, self.num_kv_heads * self.head_dim], -1)
-        if self.qk_norm is not None:
-            qk = self.qk_norm(qk)
-        if self.clip is not None:
-            qk, v = qk.clamp(-self.clip, self.clip), v.clamp(-self.clip, self.clip)
-        qk_RBD = self.rope.rotate(qk.view(num_rows, num_qk, self.head_dim), rotation)
-        q_RHD, k_RKD = torch.split(qk_RBD, [self.num_heads, self.num_kv_heads], 1)
-        out_RHD = ctx.attend(layer, q_RHD, k_RKD, v.view(num_rows, self.num_kv_heads, self.head_dim))
-        return self.output(out_RHD.reshape(num_rows, -1))
-
-
-@dataclass(frozen=True, slots=True)
-class HeadNorm:
-    """An RMS norm of each query and key head by itself. weight [B * D]: the queries' and keys' weights, head by head."""
-
-    weight: Tensor
-    head_dim: int
-    eps: float
-
-    def __call__(self, qk: Tensor) -> Tensor:
-        heads = F.rms_norm(qk.view(qk.shape[0], -1, self.head_dim), (self.head_dim,), None, self.eps)
-        return heads.view(qk.shape[0], -1) * self.weight
-
-
-@dataclass(frozen=True, slots=True)
-class ProjectionNorm:
-    """An RMS norm of all queries together, and one of all keys."""
-
-    q: RmsNorm
-    k: RmsNorm
-
-    def __call__(self, qk: Tensor) -> Tensor:
-        q, k = torch.split(qk, [len(self.q.weight), len(self.k.weight)], -1)
-        return torch.cat((self.q(q), self.k(k)), -1)
+    def __call__(self, x_RE: Tensor, residual_RE: Tensor, layer: int, ctx: RoundContext) -> Tensor:
+        """The residual stream with the layer's output added, [R, E]."""
+        return self.output(ctx.attend(layer, self.qkv(x_RE), self.heads), residual_RE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +58,9 @@ class GatedMlp:
     gate_up: Linear
     down: Linear
 
-    def __call__(self, x_RE: Tensor) -> Tensor:
-        return self.down(swiglu(self.gate_up(x_RE)))
+    def __call__(self, x_RE: Tensor, residual_RE: Tensor, next_norm: RmsNorm) -> tuple[Tensor, Tensor]:
+        stream_RE = self.down(swiglu(self.gate_up(x_RE)), residual_RE)
+        return stream_RE, next_norm(stream_RE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,13 +68,23 @@ class SparseMlp:
     """Mixture of experts, each a gated feed-forward."""
 
     router: PackedWeight
-    gate_up: Sequence[PackedWeight]
-    down: Sequence[PackedWeight]
+    gate_up: Experts
+    down: Experts
     experts_per_token: int
     renormalise: bool
 
-    def __call__(self, x_RE: Tensor) -> Tensor:
-        return moe(x_RE, self.router, self.gate_up, self.down, self.experts_per_token, self.renormalise)
+    def __call__(self, x_RE: Tensor, residual_RE: Tensor, next_norm: RmsNorm) -> tuple[Tensor, Tensor]:
+        return moe_and_norm(
+            x_RE,
+            self.router,
+            self.gate_up,
+            self.down,
+            self.experts_per_token,
+            self.renormalise,
+            residual_RE=residual_RE,
+            norm_E=next_norm.weight,
+            eps=next_norm.eps,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +107,6 @@ class Decoder:
         layers: Sequence[DecoderLayer],
         norm: RmsNorm,
         head: PackedWeight,
-        rope: Rope,
     ) -> None:
         self.config = config
         self.cache_specs = (CacheSpec(num_kv_heads=config.num_kv_heads, head_dim=config.head_dim),) * config.num_layers
@@ -155,23 +114,22 @@ class Decoder:
         self.device = embedding_VE.device
         self._embedding_VE = embedding_VE
         self._layers = tuple(layers)
-        self._norm = norm
+        self._norms_after = (*(layer.attention_norm for layer in layers[1:]), norm)
         self._head = head
-        self._rope = rope
 
     def forward(self, tokens_R: Tensor, ctx: RoundContext) -> Tensor:
         """See `Model.forward`."""
-        rotation = self._rope.rotation(ctx.positions_R)
-        hidden_RE = F.embedding(tokens_R, self._embedding_VE)
-        for index, layer in enumerate(self._layers):
-            hidden_RE = hidden_RE + layer.attention(layer.attention_norm(hidden_RE), index, rotation, ctx)
-            hidden_RE = hidden_RE + layer.mlp(layer.mlp_norm(hidden_RE))
-            ctx.capture(index, hidden_RE)
-        return self._norm(hidden_RE)
+        stream_RE = F.embedding(tokens_R, self._embedding_VE)
+        normed_RE = self._layers[0].attention_norm(stream_RE)
+        for index, (layer, norm_after) in enumerate(zip(self._layers, self._norms_after, strict=True)):
+            stream_RE = layer.attention(normed_RE, stream_RE, index, ctx)
+            stream_RE, normed_RE = layer.mlp(layer.mlp_norm(stream_RE), stream_RE, norm_after)
+            ctx.capture(index, stream_RE)
+        return normed_RE
 
     def logits(self, hidden_RE: Tensor) -> Tensor:
         """See `Model.logits`."""
-        return linear(hidden_RE, self._head).float()
+        return linear(hidden_RE, self._head, out_dtype=torch.float32)
 
 
 def build_decoder(
@@ -188,7 +146,7 @@ def build_decoder(
         qk_norm: makes the norm of queries and keys, given the attention's prefix.
     """
     embedding_VE = weights.plain("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
-    rope = Rope(config.rope, config.head_dim, embedding_VE.dtype, embedding_VE.device)
+    rope = Rope(config.rope, config.head_dim, config.max_position_embeddings, embedding_VE.dtype, embedding_VE.device)
 
     def norm(name: str) -> RmsNorm:
         return RmsNorm(weights.plain(f"{name}.weight", config.hidden_size), config.rms_norm_eps)
@@ -206,7 +164,7 @@ def build_decoder(
         head = weights.shared(embedding_VE)
     else:
         head = weights.packed(("lm_head.weight", config.vocab_size, config.hidden_size))
-    return Decoder(config, embedding_VE, layers, norm("model.norm"), head, rope)
+    return Decoder(config, embedding_VE, layers, norm("model.norm"), head)
 
 
 def build_attention(
@@ -221,12 +179,14 @@ def build_attention(
     return Attention(
         qkv=Linear(qkv, torch.cat(biases) if biases else None),
         output=Linear(weights.packed((f"{prefix}.o_proj.weight", config.hidden_size, q_size)), output_bias),
-        rope=rope,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        qk_norm=qk_norm(prefix) if qk_norm else None,
-        clip=config.clip_qkv,
+        heads=Heads(
+            rope=rope,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            qk_norm=qk_norm(prefix) if qk_norm else None,
+            clip=config.clip_qkv,
+        ),
     )
 
 
@@ -256,20 +216,15 @@ def build_sparse_mlp(config: ModelConfig, weights: Weights, prefix: str, names: 
     """
     assert config.moe is not None
     num_experts, inner, outer = config.moe.num_experts, config.moe.intermediate_size, config.hidden_size
-    router = weights.packed_float32(f"{prefix}.gate.weight", num_experts, outer)
+    router = weights.router(f"{prefix}.gate.weight", num_experts, outer)
     experts = f"{prefix}.experts"
-    gate_up: Sequence[PackedWeight]
-    down: Sequence[PackedWeight]
     if weights.has(f"{experts}.gate_up_proj"):
-        gate_up = weights.packed_experts(f"{experts}.gate_up_proj", num_experts, 2 * inner, outer)
-        down = weights.packed_experts(f"{experts}.down_proj", num_experts, outer, inner)
+        gate_up = weights.experts(num_experts, (f"{experts}.gate_up_proj", 2 * inner, outer))
+        down = weights.experts(num_experts, (f"{experts}.down_proj", outer, inner))
     else:
-        gate, up, out = names
-        gate_up = [
-            weights.packed((f"{experts}.{i}.{gate}.weight", inner, outer), (f"{experts}.{i}.{up}.weight", inner, outer))
-            for i in range(num_experts)
-        ]
-        down = [weights.packed((f"{experts}.{i}.{out}.weight", outer, inner)) for i in range(num_experts)]
+        gate, up, out = (f"{experts}.{{}}.{name}.weight" for name in names)
+        gate_up = weights.experts(num_experts, (gate, inner, outer), (up, inner, outer))
+        down = weights.experts(num_experts, (out, outer, inner))
     return SparseMlp(
         router=router,
         gate_up=gate_up,

@@ -1,13 +1,16 @@
 """From files to a model: reads tensor by tensor, converts and packs each at once, so that memory never holds two copies."""
 
-from collections.abc import Callable, Sequence
+import importlib.util
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from specdec.errors import ConfigError
-from specdec.kernels.linear import PackedWeight, pack
+from specdec.kernels.linear import PackedWeight, pack, uses_triton
+from specdec.kernels.moe import Experts
 from specdec.models.base import Model, ModelConfig
 from specdec.models.checkpoint import Checkpoint, SafetensorsCheckpoint
 from specdec.models.config import as_ids
@@ -15,6 +18,9 @@ from specdec.models.registry import family, read_config
 from specdec.models.source import Source
 from specdec.progress import NoProgress, Progress
 
+_log = logging.getLogger(__name__)
+
+_LEAST_CAPABILITY = (8, 0)  # bfloat16 on the matrix units
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # buffers that old exports carry along and nobody reads
 _HARMLESS = ("rotary_emb.inv_freq", "self_attn.bias", "self_attn.masked_bias")
@@ -50,9 +56,22 @@ def read_source_config(source: Source) -> ModelConfig:
 
 
 def choose_device(name: str) -> torch.device:
-    """auto is the first CUDA device, else the CPU. ConfigError for a device that is not there."""
+    """auto is the first CUDA device, else the CPU. A GPU that the kernels do not run on gives the CPU, with a warning.
+
+    Raises:
+        ConfigError: a device that is not there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    else:
+        device = _named_device(name)
+    if device.type == "cuda" and (reason := _unusable(device)):
+        _log.warning("%s: the model runs on the CPU.", reason)
+        return torch.device("cpu")
+    return device
+
+
+def _named_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -61,16 +80,33 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"device must be auto, cpu or cuda, not {name!r}.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name}: this machine shows {torch.cuda.device_count()} CUDA devices.")
-    return device
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def _unusable(device: torch.device) -> str | None:
+    """Why the kernels do not run on a GPU; None where they do."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed, and without it the GPU is not used"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _LEAST_CAPABILITY:
+        name, least = torch.cuda.get_device_name(device), ".".join(map(str, _LEAST_CAPABILITY))
+        return f"{name} has compute capability {capability[0]}.{capability[1]}, the kernels need {least} or more"
+    return None
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto is bfloat16 where the device computes it natively, else float32, whatever the checkpoint's own dtype."""
+    """auto is bfloat16 where the device computes it natively, else float32, whatever the checkpoint's own dtype.
+
+    Raises:
+        ConfigError: an unknown name, or float32 on a GPU.
+    """
     if name == "auto":
-        native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if native else torch.float32
     if name not in _DTYPES:
         raise ConfigError(f"dtype must be auto, {', '.join(_DTYPES)}, not {name!r}.")
+    if device.type == "cuda" and name == "float32":
+        raise ConfigError("dtype float32 runs on the CPU only; on a GPU choose bfloat16 or float16, or add --device cpu.")
     return _DTYPES[name]
 
 
@@ -97,12 +133,30 @@ class CheckpointWeights:
         tensors = [self._read(name, shape, self._dtype) for name, *shape in parts]
         return pack(torch.cat(tensors) if len(tensors) > 1 else tensors[0])
 
-    def packed_float32(self, name: str, *shape: int) -> PackedWeight:
-        return pack(self._read(name, shape, torch.float32))
+    def router(self, name: str, *shape: int) -> PackedWeight:
+        return pack(self._read(name, shape, self._dtype if uses_triton(self._device) else torch.float32))
 
-    def packed_experts(self, name: str, num_experts: int, *shape: int) -> Sequence[PackedWeight]:
-        stack = self._read(name, (num_experts, *shape), self._dtype)
-        return [pack(expert) for expert in stack]
+    def experts(self, num_experts: int, *parts: tuple[str, int, int]) -> Experts:
+        if "{}" not in parts[0][0]:
+            ((name, *shape),) = parts
+            stack = self._read(name, (num_experts, *shape), self._dtype)
+            return stack if uses_triton(self._device) else [pack(expert) for expert in stack]
+        each = ([(name.format(i), rows, columns) for name, rows, columns in parts] for i in range(num_experts))
+        if not uses_triton(self._device):
+            return [self.packed(*expert) for expert in each]
+        return self._stacked(num_experts, each)
+
+    def _stacked(self, num_experts: int, each: Iterable[Sequence[tuple[str, int, int]]]) -> Tensor:
+        """[experts, outputs, inputs], filled in place so that there is never a second copy of a layer."""
+        stack: Tensor | None = None
+        for index, expert in enumerate(each):
+            if stack is None:
+                outputs = sum(rows for _, rows, _ in expert)
+                stack = torch.empty((num_experts, outputs, expert[0][2]), dtype=self._dtype, device=self._device)
+            tensors = [self._read(name, shape, self._dtype) for name, *shape in expert]
+            torch.cat(tensors, out=stack[index])
+        assert stack is not None, "a sparse layer has experts"
+        return stack
 
     def shared(self, plain: Tensor) -> PackedWeight:
         return pack(plain, keep_plain=True)

@@ -2,7 +2,8 @@
 
 from specdec.models.base import Weights
 from specdec.models.config import Fields, ModelConfig, MoeConfig, read_common, required
-from specdec.models.layers import Decoder, ProjectionNorm, RmsNorm, build_decoder, build_sparse_mlp
+from specdec.models.layers import Decoder, build_decoder, build_sparse_mlp
+from specdec.models.norms import ProjectionNorm, RmsNorm
 
 
 def read_config(fields: Fields) -> ModelConfig:

@@ -3,6 +3,7 @@
 Legend of shape suffixes: R rows, H query and key heads together, D head size, F frequencies (D / 2).
 """
 
+import functools
 import math
 
 import torch
@@ -14,13 +15,20 @@ Rotation = tuple[Tensor, Tensor]  # cos and sin, [R, 1, D] each
 
 
 class Rope:
-    """Rotates heads by their position. Angles are computed per round, so there is no table to outgrow."""
+    """Rotates heads by their position; angles are computed per round, or looked up in a table of all positions."""
 
-    def __init__(self, config: RopeConfig, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: RopeConfig, head_dim: int, num_positions: int, dtype: torch.dtype, device: torch.device) -> None:
         self._frequencies_F = frequencies(config, head_dim).to(device)
         self._scale = attention_factor(config)
         self._half = head_dim // 2
+        self._num_positions = num_positions
         self._dtype = dtype
+
+    @functools.cached_property
+    def table(self) -> tuple[Tensor, Tensor]:
+        """cos and sin of every position, float32 [positions, F]; made when first asked for."""
+        angles_PF = torch.arange(self._num_positions, device=self._frequencies_F.device)[:, None].float() * self._frequencies_F
+        return angles_PF.cos() * self._scale, angles_PF.sin() * self._scale
 
     def rotation(self, positions_R: Tensor) -> Rotation:
         """What `rotate` needs for rows at these positions (int64 [R]); angles in float32, results in the model's dtype.

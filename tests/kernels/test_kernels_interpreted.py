@@ -1,35 +1,24 @@
 """The Triton kernels' arithmetic at odd sizes without a GPU, through Triton's interpreter."""
 
-import os
 from typing import Any
 
 import pytest
 import torch
 
+from specdec.kernels.gumbel.reference import gumbel_argmax_reference
 from specdec.kernels.moe.reference import moe as moe_reference
+from specdec.kernels.swiglu.reference import swiglu as swiglu_reference
 from specdec.kernels.tree_attention.reference import tree_attention_reference
 
 if torch.cuda.is_available():
     pytest.skip("the GPU tests run the kernels themselves", allow_module_level=True)
-os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
-interpreter = pytest.importorskip("triton.runtime.interpreter")
-
 linear = pytest.importorskip("specdec.kernels.linear.kernel")
 moe = pytest.importorskip("specdec.kernels.moe.kernel")
 attention = pytest.importorskip("specdec.kernels.tree_attention.kernel")
+gumbel = pytest.importorskip("specdec.kernels.gumbel.kernel")
+swiglu = pytest.importorskip("specdec.kernels.swiglu.kernel")
+pytestmark = pytest.mark.usefixtures("triton_interpreter")
 HALF = torch.float16  # the interpreter has no products of bf16
-
-
-@pytest.fixture(autouse=True)
-def _scalars_become_integers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton 3.6 holds scalars as arrays of one element, which numpy 2.4 no longer turns into integers."""
-    patch = interpreter._patch_lang_tensor
-
-    def patch_index(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_index)
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -42,7 +31,7 @@ def _error(out: torch.Tensor, reference: torch.Tensor) -> float:
 
 def test_linear_with_all_epilogues_at_odd_sizes() -> None:
     x, w, bias, residual = _random(5, 100, seed=1), _random(37, 100, seed=2), _random(37, seed=3), _random(5, 37, seed=4)
-    out = linear.linear_triton(x, w, bias, residual=residual, pdl=False, tile=linear.Tile(16, 32, 32, 1, 1))
+    out = linear.linear_triton(x, w, bias, residual=residual, tile=linear.Tile(16, 32, 32, 1, 1))
     reference = (x.float() @ w.float().T + bias.float()).to(HALF) + residual
     assert _error(out, reference) < 2e-3
 
@@ -50,7 +39,7 @@ def test_linear_with_all_epilogues_at_odd_sizes() -> None:
 def test_rms_norm() -> None:
     x, weight = _random(3, 100), _random(100, seed=1)
     reference = torch.nn.functional.rms_norm(x.float(), (100,), eps=1e-5) * weight.float()
-    assert _error(linear.rms_norm_triton(x, weight, 1e-5, pdl=False), reference) < 5e-3
+    assert _error(linear.rms_norm_triton(x, weight, 1e-5), reference) < 5e-3
 
 
 def test_route_ties_go_to_the_lower_expert_and_nan_rows_stay_in_range() -> None:
@@ -58,14 +47,14 @@ def test_route_ties_go_to_the_lower_expert_and_nan_rows_stay_in_range() -> None:
     router[7] = router[9] = 1.0
     x = torch.ones(2, 128, dtype=HALF)
     x[1, 3] = float("nan")
-    weights, experts = moe.route_triton(x, router, 3, True, pdl=False)
+    weights, experts = moe.route_triton(x, router, 3, True)
     assert experts.tolist() == [[7, 9, 0], [0, 1, 2]]
     assert weights[0].sum().item() == pytest.approx(1.0)
 
 
 def test_group_sorts_pairs_by_expert() -> None:
     experts = torch.randint(0, 6, (40, 3), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-    groups = moe.group_triton(experts, 6, pdl=False)
+    groups = moe.group_triton(experts, 6)
     assert torch.equal(groups.order_P.long(), experts.flatten().argsort(stable=True))
     assert groups.starts_X.tolist() == [0, *torch.bincount(experts.flatten(), minlength=6).cumsum(0).tolist()]
 
@@ -74,7 +63,7 @@ def test_group_sorts_pairs_by_expert() -> None:
 def test_moe(rows: int) -> None:
     x, router = _random(rows, 128), _random(6, 128, seed=1) / 8
     gate_up, down = _random(6, 40, 128, seed=2) / 8, _random(6, 128, 20, seed=3) / 4
-    out, _ = moe.moe_triton(x, router, gate_up, down, 3, True, pdl=False)
+    out, _ = moe.moe_triton(x, router, gate_up, down, 3, True)
     assert _error(out, moe_reference(x, router, gate_up, down, 3, True)) < 2e-2
 
 
@@ -104,6 +93,28 @@ def test_tree_attention_of_a_chunk_and_a_tree(plan_rows: int, fused: bool, windo
     q, k, v = _random(8, 6, head_dim), _random(9, 2, 64, head_dim, seed=1), _random(9, 2, 64, head_dim, seed=2)
     options: dict[str, Any] = {"scale": head_dim**-0.5, "window": window, "softcap": softcap}
     out = attention.tree_attention_triton(
-        q, k, v, **tables, **options, max_positions=320, pdl=False, plan=attention.Plan(plan_rows, 1, 1, fused)
+        q, k, v, **tables, **options, max_positions=320, plan=attention.Plan(plan_rows, 1, 1, fused)
     )
     assert _error(out, tree_attention_reference(q, k, v, **tables, **options)) < 1e-2
+
+
+@pytest.mark.parametrize("vocab", [63, 1024, 2500])
+def test_the_draw_is_that_of_the_reference(vocab: int) -> None:
+    logits = torch.randn(5, vocab, generator=torch.Generator().manual_seed(vocab)) * 2
+    logits[1, 40:] = -torch.inf
+    logits[2] = torch.inf * -1
+    logits[3, 7] = logits[3, 50] = 30.0
+    logits[4, 3] = torch.nan
+    seeds = torch.tensor([1, 2**62 + 5, 3, 4, 5])
+    positions = torch.tensor([0, 7, 2**33 + 1, 9, 10])
+    temperatures = torch.tensor([1.0, 0.7, 1.0, 1.0, 1.3])
+    noisy = torch.tensor([True, True, True, False, True])
+    drawn = gumbel.gumbel_argmax_triton(logits, seeds, positions, temperatures, noisy)
+    assert drawn.tolist() == gumbel_argmax_reference(logits, seeds, positions, temperatures, noisy).tolist()
+    assert drawn[3] == 7  # the lower of two equal ones
+
+
+@pytest.mark.parametrize("inner", [40, 513])
+def test_swiglu(inner: int) -> None:
+    x = _random(3, 2 * inner)
+    assert _error(swiglu.swiglu_triton(x), swiglu_reference(x)) < 1e-3

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specdec.models.base import Model
+from specdec.models.base import Heads, Model
 
 
 class PlainContext:
@@ -23,7 +23,8 @@ class PlainContext:
         self.positions_R = torch.arange(first, first + count)
         return self
 
-    def attend(self, layer: int, q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor) -> Tensor:
+    def attend(self, layer: int, qkv_RC: Tensor, heads: Heads) -> Tensor:
+        q_RHD, k_RKD, v_RKD = heads.split(qkv_RC, heads.rope.rotation(self.positions_R))
         self._keys[layer].append(k_RKD.clone())
         self._values[layer].append(v_RKD.clone())
         groups = q_RHD.shape[1] // k_RKD.shape[1]
@@ -31,7 +32,7 @@ class PlainContext:
         v = torch.cat(self._values[layer]).float().repeat_interleave(groups, 1)
         scores = torch.einsum("rhd,nhd->hrn", q_RHD.float(), k) * q_RHD.shape[2] ** -0.5
         scores.masked_fill_(torch.arange(len(k)) > self.positions_R[:, None], -torch.inf)
-        return torch.einsum("hrn,nhd->rhd", scores.softmax(-1), v).to(q_RHD.dtype)
+        return torch.einsum("hrn,nhd->rhd", scores.softmax(-1), v).to(q_RHD.dtype).flatten(1)
 
     def capture(self, layer: int, hidden_RE: Tensor) -> None:
         self.captured[layer] = hidden_RE

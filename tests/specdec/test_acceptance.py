@@ -32,7 +32,7 @@ def _tree(parents: tuple[int, ...], generator: np.random.Generator) -> DraftTree
 
 def _rows(trees: list[DraftTree]) -> TreeRows:
     starts = np.cumsum([0] + [len(tree) for tree in trees[:-1]])
-    return tree_rows([(tree, int(start), BASE) for tree, start in zip(trees, starts, strict=True)], torch.from_numpy)
+    return tree_rows([(tree, int(start), BASE) for tree, start in zip(trees, starts, strict=True)], torch.device("cpu"))
 
 
 def _batch(params: list[SamplingParams]) -> SamplingBatch:

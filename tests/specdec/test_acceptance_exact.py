@@ -208,7 +208,7 @@ def test_shared_noise_emits_the_targets_own_tokens_whatever_the_tree(num_nodes: 
     vocab, cases = 2 if num_nodes == 4 else 3, []
     for tree in _all_trees(num_nodes, vocab):
         cases += [(tree, own) for own in itertools.product(range(vocab), repeat=num_nodes)]
-    rows = tree_rows([(tree, num_nodes * i, 5) for i, (tree, _) in enumerate(cases)], torch.from_numpy)
+    rows = tree_rows([(tree, num_nodes * i, 5) for i, (tree, _) in enumerate(cases)], torch.device("cpu"))
     accepted = walk(rows, torch.tensor([own for _, own in cases]).flatten())
     emitted, paths = accepted.emitted_SD.tolist(), (accepted.path_SD - rows.roots_S[:, None]).tolist()
     for (tree, own), tokens, path, kept in zip(cases, emitted, paths, accepted.num_accepted_S.tolist(), strict=True):

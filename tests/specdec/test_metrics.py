@@ -24,16 +24,19 @@ def test_counters_follow_a_request() -> None:
     metrics.on_start(sequence)
     metrics.on_tokens(sequence, 3, DraftTree.chain(3, np.array([4, 5, 6, 7]), 0), num_accepted=2)
     metrics.on_tokens(sequence, 1, DraftTree.root(6), num_accepted=0)
-    sequence.tokens += [4, 5, 6, 7]
+    metrics.on_tokens(
+        sequence, 1, DraftTree.chain(7, np.array([8, 9]), 0), num_accepted=2
+    )  # the first of them ends the request
+    sequence.tokens += [4, 5, 6, 7, 8]
     metrics.on_finish(sequence, FinishReason.LENGTH)
     text = generate_latest(metrics.registry).decode()
     for line in (
-        'specdec:spec_decode_num_drafts_total{model_name="tiny"} 1.0',
-        'specdec:spec_decode_num_draft_tokens_total{model_name="tiny"} 4.0',
-        'specdec:spec_decode_num_accepted_tokens_total{model_name="tiny"} 2.0',
+        'specdec:spec_decode_num_drafts_total{model_name="tiny"} 2.0',
+        'specdec:spec_decode_num_draft_tokens_total{model_name="tiny"} 6.0',
+        'specdec:spec_decode_num_accepted_tokens_total{model_name="tiny"} 3.0',
         'specdec:spec_decode_num_accepted_tokens_per_pos_total{model_name="tiny",position="1"} 1.0',
         'specdec:prompt_tokens_total{model_name="tiny"} 3.0',
-        'specdec:generation_tokens_total{model_name="tiny"} 4.0',
+        'specdec:generation_tokens_total{model_name="tiny"} 5.0',
         'specdec:num_preemptions_total{model_name="tiny"} 4.0',
         'specdec:num_requests_waiting{model_name="tiny"} 2.0',
         'specdec:kv_cache_usage_perc{model_name="tiny"} 0.25',

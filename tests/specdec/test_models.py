@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from specdec.models.base import Model
+from specdec.models.base import Heads, Model
 from specdec.models.loader import load_model
 from specdec.models.source import resolve
 
@@ -96,8 +96,9 @@ def test_a_row_has_the_same_bits_beside_any_number_of_rows(
         def __init__(self, positions_R: Tensor) -> None:
             self.positions_R = positions_R
 
-        def attend(self, layer: int, q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor) -> Tensor:
-            return v_RKD.repeat_interleave(q_RHD.shape[1] // v_RKD.shape[1], 1) + q_RHD
+        def attend(self, layer: int, qkv_RC: Tensor, heads: Heads) -> Tensor:
+            q_RHD, _, v_RKD = heads.split(qkv_RC, heads.rope.rotation(self.positions_R))
+            return (v_RKD.repeat_interleave(q_RHD.shape[1] // v_RKD.shape[1], 1) + q_RHD).flatten(1)
 
         def capture(self, layer: int, hidden_RE: Tensor) -> None:
             pass

@@ -58,7 +58,7 @@ def _entry(params: SamplingParams) -> SamplingEntry:
 def _rows(trees: Sequence[DraftTree]) -> TreeRows:
     starts = np.cumsum([0] + [len(tree) for tree in trees[:-1]])
     return tree_rows(
-        [(tree, int(start), len(HISTORY) - 1) for tree, start in zip(trees, starts, strict=True)], torch.from_numpy
+        [(tree, int(start), len(HISTORY) - 1) for tree, start in zip(trees, starts, strict=True)], torch.device("cpu")
     )
 
 
@@ -143,7 +143,7 @@ def test_a_row_does_not_feel_its_neighbours() -> None:
 def test_large_vocabularies_agree_with_the_full_evaluation(scale: float) -> None:
     vocab, num = 49152, 6
     logits = torch.randn(num, vocab, generator=torch.Generator().manual_seed(3)) * scale
-    rows = tree_rows([(DraftTree.root(1), i, 10 * i) for i in range(num)], torch.from_numpy)
+    rows = tree_rows([(DraftTree.root(1), i, 10 * i) for i in range(num)], torch.device("cpu"))
     for params in (SamplingParams(), SamplingParams(top_p=0.9), SamplingParams(temperature=0.5, top_k=5000)):
         batch = SamplingBatch.build([SamplingEntry(params, i, [1], 1, frozenset()) for i in range(num)], vocab, "cpu")
         noise = gumbel(torch.arange(num), rows.positions_T + 1, torch.arange(vocab).expand(num, -1))

@@ -1,0 +1,232 @@
+"""The forward pass on a GPU: a round's tables in one transfer, one CUDA graph per bucket of shapes.
+
+A round is padded to its bucket. Padding rows repeat the round's last row, whose experts are read anyway, and write to a slot
+that nobody reads; so they cost next to nothing and, rows being independent, change nothing. Rounds of more than `GRAPH_ROWS`
+rows are launched kernel by kernel.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from specdec.batch import RoundRows
+from specdec.cache.pool import KVPool
+from specdec.models.base import Heads, Model
+
+ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+GRAPH_ROWS = ROW_BUCKETS[-1]
+MAX_GRAPHS = 128  # the one used longest ago is dropped
+_FEWEST_PAGES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The shapes that a graph is made for: rows, sequences, depths of the ancestor table, pages of the longest sequence."""
+
+    rows: int
+    sequences: int
+    depths: int
+    pages: int
+
+    @staticmethod
+    def of(rows: RoundRows) -> "Bucket":
+        """The smallest bucket that holds a round."""
+        return Bucket(
+            rows=next((size for size in ROW_BUCKETS if size >= rows.num_rows), rows.num_rows),
+            sequences=_power_of_two(len(rows.bases_S)),
+            depths=_power_of_two(rows.ancestor_slots_RD.shape[1]),
+            pages=_half_octave(rows.page_table_SP.shape[1]),
+        )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Entries of each table, in the order of `Tables`."""
+        return *(self.rows,) * 4, self.sequences, self.sequences * self.pages, self.rows * self.depths
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of `RoundRows` as views of one int64 tensor."""
+
+    flat: Tensor
+    tokens_R: Tensor
+    positions_R: Tensor
+    sequences_R: Tensor
+    slots_R: Tensor
+    bases_S: Tensor
+    page_table_SP: Tensor
+    ancestor_slots_RD: Tensor
+
+    @staticmethod
+    def of(flat: Tensor, bucket: Bucket) -> "Tables":
+        """Views of `flat`, which has as many entries as the bucket asks for."""
+        tokens, positions, sequences, slots, bases, pages, ancestors = torch.split(flat, list(bucket.sizes))
+        return Tables(
+            flat=flat,
+            tokens_R=tokens,
+            positions_R=positions,
+            sequences_R=sequences,
+            slots_R=slots,
+            bases_S=bases,
+            page_table_SP=pages.view(bucket.sequences, bucket.pages),
+            ancestor_slots_RD=ancestors.view(bucket.rows, bucket.depths),
+        )
+
+    def fill(self, rows: RoundRows, spare_slot: int) -> None:
+        """Write a round's tables and the padding rows; these write their keys to `spare_slot`."""
+        count, num_sequences = rows.num_rows, len(rows.bases_S)
+        for mine, theirs in (
+            (self.tokens_R, rows.tokens_R),
+            (self.positions_R, rows.positions_R),
+            (self.sequences_R, rows.sequences_R),
+        ):
+            mine[:count] = theirs
+            mine[count:] = theirs[-1]
+        self.slots_R[:count] = rows.slots_R
+        self.slots_R[count:] = spare_slot
+        self.bases_S[:num_sequences] = rows.bases_S
+        self.page_table_SP[:num_sequences, : rows.page_table_SP.shape[1]] = rows.page_table_SP
+        depths = rows.ancestor_slots_RD.shape[1]
+        self.ancestor_slots_RD[:count, :depths] = rows.ancestor_slots_RD
+        self.ancestor_slots_RD[:count, depths:] = rows.ancestor_slots_RD[:, -1:]
+        self.ancestor_slots_RD[count:] = self.ancestor_slots_RD[count - 1]
+
+
+@dataclass(slots=True)
+class DeviceContext:
+    """A round as the model sees it on a GPU: `specdec.models.base.RoundContext`."""
+
+    tables: Tables
+    pool: KVPool
+    windows: Sequence[int | None]  # of each layer
+    wanted: tuple[int, ...]
+    captured: dict[int, Tensor] = field(default_factory=dict)
+
+    def attend(self, layer: int, qkv_RC: Tensor, heads: Heads) -> Tensor:
+        """See `RoundContext.attend`."""
+        from specdec.kernels.tree_attention.kernel import heads_triton, tree_attention_triton
+
+        keys, values = self.pool.layer(layer)
+        tables, norm = self.tables, heads.per_head_norm
+        cos, sin = heads.rope.table
+        q_RHD = heads_triton(
+            heads.packed(qkv_RC),
+            norm.of_query if norm else None,
+            norm.of_key if norm else None,
+            cos,
+            sin,
+            positions_R=tables.positions_R,
+            slots_R=tables.slots_R,
+            k_pages=keys,
+            v_pages=values,
+            eps=norm.eps if norm else 0.0,
+        )
+        out_RHD = tree_attention_triton(
+            q_RHD,
+            keys,
+            values,
+            page_table_SP=tables.page_table_SP,
+            sequences_R=tables.sequences_R,
+            positions_R=tables.positions_R,
+            bases_S=tables.bases_S,
+            ancestor_slots_RD=tables.ancestor_slots_RD,
+            max_positions=tables.page_table_SP.shape[1] * self.pool.page_size,
+            scale=heads.head_dim**-0.5,
+            window=self.windows[layer],
+        )
+        return out_RHD.view(len(q_RHD), -1)
+
+    def capture(self, layer: int, hidden_RE: Tensor) -> None:
+        """Keep a layer's output where a drafter asked for it."""
+        if layer in self.wanted:
+            self.captured[layer] = hidden_RE
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """What a bucket needs: pinned and device tables, and the graph once it is captured, with what it leaves behind."""
+
+    host: Tables
+    context: DeviceContext
+    copied: torch.cuda.Event  # after the last transfer from `host`
+    graph: torch.cuda.CUDAGraph | None = None
+    hidden_RE: Tensor | None = None
+
+
+class DeviceForward:
+    """Runs a model's forward pass for rounds of any shape.
+
+    Args:
+        model: on a GPU.
+        pool: its K/V pages.
+    """
+
+    def __init__(self, model: Model, pool: KVPool) -> None:
+        self._model = model
+        self._pool = pool
+        self._windows = tuple(spec.window for spec in model.cache_specs)
+        self._prepared: OrderedDict[tuple[Bucket, tuple[int, ...]], _Prepared] = OrderedDict()
+        self._memory = torch.cuda.graph_pool_handle()
+
+    def __call__(self, rows: RoundRows, wanted: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Hidden states after the final norm, [rows of the bucket, E], and the output of the layers that are wanted.
+
+        Both are overwritten by the next call.
+        """
+        bucket = Bucket.of(rows)
+        prepared = self._prepare(bucket, wanted)
+        prepared.copied.synchronize()
+        prepared.host.fill(rows, self._pool.spare_slot)
+        prepared.context.tables.flat.copy_(prepared.host.flat, non_blocking=True)
+        prepared.copied.record()
+        if bucket.rows > GRAPH_ROWS:
+            return self._run(prepared.context), prepared.context.captured
+        if prepared.graph is None:
+            self._capture(prepared)
+        assert prepared.graph is not None, "captured above"
+        assert prepared.hidden_RE is not None, "captured above"
+        prepared.graph.replay()
+        return prepared.hidden_RE, prepared.context.captured
+
+    def _run(self, context: DeviceContext) -> Tensor:
+        return self._model.forward(context.tables.tokens_R, context)
+
+    def _prepare(self, bucket: Bucket, wanted: tuple[int, ...]) -> _Prepared:
+        key = (bucket, wanted)
+        if key not in self._prepared:
+            host = torch.zeros(sum(bucket.sizes), dtype=torch.int64, pin_memory=True)
+            device = torch.zeros(sum(bucket.sizes), dtype=torch.int64, device=self._pool.device)
+            self._prepared[key] = _Prepared(
+                host=Tables.of(host, bucket),
+                context=DeviceContext(Tables.of(device, bucket), self._pool, self._windows, wanted),
+                copied=torch.cuda.Event(),  # type: ignore[no-untyped-call]
+            )
+            if len(self._prepared) > MAX_GRAPHS:
+                self._prepared.popitem(last=False)
+        self._prepared.move_to_end(key)
+        return self._prepared[key]
+
+    def _capture(self, prepared: _Prepared) -> None:
+        """Run once, which compiles kernels, then record. Both compute the round that the tables hold."""
+        stream = torch.cuda.Stream(self._pool.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._run(prepared.context)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+            prepared.hidden_RE = self._run(prepared.context)
+        prepared.graph = graph
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+def _half_octave(count: int) -> int:
+    """The next of 16, 24, 32, 48, 64, ..."""
+    power = max(_power_of_two(count), _FEWEST_PAGES)
+    return power * 3 // 4 if power > _FEWEST_PAGES and count <= power * 3 // 4 else power

@@ -1,0 +1,97 @@
+"""The GPU's forward pass: its tables, and every family through the Triton kernels in Triton's interpreter."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from specdec.batch import RowSpec, build_rows
+from specdec.cache.pool import KVPool
+from specdec.graphs import Bucket, DeviceContext, Tables
+from specdec.models.base import Model
+from specdec.models.loader import load_model
+from specdec.models.source import Source
+from specdec.runner import Runner
+from specdec.tree import DraftTree
+
+CPU = torch.device("cpu")
+PAGE = 64
+
+
+def spec(num_cached: int, chunk: list[int], parents: list[int] | None, pages: list[int], scratch: int) -> RowSpec:
+    n = len(parents or [])
+    tree = DraftTree(11 + np.arange(n), np.array(parents), np.zeros(n), np.zeros(n, int), np.zeros(n, int)) if parents else None
+    return RowSpec(
+        chunk=np.array(chunk, np.int64),
+        tree=tree,
+        num_cached=num_cached,
+        pages=np.array(pages),
+        scratch=np.arange(scratch, scratch + n),
+    )
+
+
+def test_buckets_hold_their_rounds() -> None:
+    rows = build_rows([spec(0, [1, 2, 3, 4], [0, 0, 1, 0], [2, 3], 300), spec(70, [], [0], [0, 1], 310)], PAGE, CPU)
+    assert Bucket.of(rows) == Bucket(rows=12, sequences=2, depths=4, pages=16)
+    long = build_rows([spec(64 * 20, [], [0], list(range(21)), 0)], PAGE, CPU)
+    assert Bucket.of(long) == Bucket(rows=1, sequences=1, depths=1, pages=24)
+    prompt = build_rows([spec(0, [5] * 300, None, list(range(5)), 0)], PAGE, CPU)
+    assert Bucket.of(prompt).rows == 300
+
+
+def test_padding_repeats_the_last_row_and_writes_elsewhere() -> None:
+    rows = build_rows([spec(3, [7], [0, 0, 0], [5], 300)], PAGE, CPU)
+    bucket = Bucket.of(rows)
+    tables = Tables.of(torch.full((sum(bucket.sizes),), -9), bucket)
+    tables.fill(rows, spare_slot=999)
+    assert bucket.rows == rows.num_rows == 4
+    wider = Bucket(rows=6, sequences=1, depths=4, pages=16)
+    tables = Tables.of(torch.full((sum(wider.sizes),), -9), wider)
+    tables.fill(rows, spare_slot=999)
+    assert tables.tokens_R.tolist() == [7, 11, 12, 13, 13, 13]
+    assert tables.positions_R.tolist() == [3, 4, 5, 5, 5, 5]
+    assert tables.slots_R.tolist() == [323, 324, 325, 300, 999, 999]
+    assert tables.ancestor_slots_RD[3:].tolist() == [[324, 300, 300, 300]] * 3
+    assert tables.bases_S.tolist() == [4]
+    assert tables.page_table_SP[0, 0] == 5
+
+
+@pytest.fixture
+def triton_layers(triton_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers run as Triton kernels on CPU tensors."""
+    for module in ("kernels.linear", "kernels.swiglu", "models.loader"):
+        monkeypatch.setattr(f"specdec.{module}.uses_triton", lambda _device: True)
+
+
+def device_logits(model: Model, specs: list[list[RowSpec]]) -> torch.Tensor:
+    """Logits of the last round's tree rows after all rounds ran without graphs."""
+    pool = KVPool(model.cache_specs, 8, PAGE, model.dtype, CPU)
+    for round_specs in specs:
+        rows = build_rows(round_specs, PAGE, CPU)
+        bucket = Bucket.of(rows)
+        tables = Tables.of(torch.zeros(sum(bucket.sizes), dtype=torch.int64), bucket)
+        tables.fill(rows, pool.spare_slot)
+        context = DeviceContext(tables, pool, [cache.window for cache in model.cache_specs], ())
+        hidden = model.forward(tables.tokens_R, context)
+    assert rows.tree is not None
+    return model.logits(hidden[rows.tree.rows_T])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmoe"])
+def test_every_family_through_the_kernels(
+    family: str, tiny_checkpoint: Callable[..., Path], triton_layers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_checkpoint(family, num_hidden_layers=1, intermediate_size=64, vocab_size=300)
+    source = Source(name=family, path=folder)
+    specs = [[spec(0, [3, 9, 27, 81], None, [4], 0)], [spec(4, [], [0, 0, 0], [4], 300)]]
+    with torch.inference_mode():
+        found = device_logits(load_model(source, dtype="float16", device="cpu"), specs)
+    monkeypatch.undo()
+    model = load_model(source, dtype="float32", device="cpu")
+    runner = Runner(model, KVPool(model.cache_specs, 8, PAGE, torch.float32, CPU))
+    for round_specs in specs:
+        expected = runner.forward(build_rows(round_specs, PAGE, CPU)).logits_TV
+    assert expected is not None
+    assert float((found - expected).norm() / expected.norm()) < 5e-3
