@@ -51,7 +51,8 @@ class Server:
     log: Path
 
     def client(self, **options: Any) -> OpenAI:
-        return OpenAI(**{"base_url": f"{self.url}/v1", "api_key": KEY, "max_retries": 0, "timeout": SECONDS} | options)
+        defaults: dict[str, Any] = {"base_url": f"{self.url}/v1", "api_key": KEY, "max_retries": 0, "timeout": SECONDS}
+        return OpenAI(**defaults | options)
 
     def get(self, path: str) -> str:
         with urllib.request.urlopen(f"{self.url}{path}", timeout=SECONDS) as response:
