@@ -125,7 +125,7 @@ def test_kernels_is_no_package_of_its_own() -> None:
 def test_every_part_has_its_place_in_the_layers() -> None:
     placed = [name for layer in LAYERS for name in layer]
     assert len(placed) == len(set(placed))
-    assert set(placed) >= {part(module) for module in MODULES}
+    assert set(placed) == {part(module) for module in MODULES}
 
 
 def test_imports_point_downwards() -> None:
@@ -147,16 +147,14 @@ def test_no_module_imports_itself_by_a_detour() -> None:
 
 
 def test_every_kernel_has_its_meaning_its_derivation_and_its_tests() -> None:
-    tests = sorted((ROOT / "tests" / "kernels").glob("test_*.py"))
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "kernels").glob("test_*.py"))
     for folder in sorted(path.parent for path in (ROOT / "kernels").glob("*/__init__.py")):
         assert (folder / "reference.py").is_file(), folder
         assert (folder / "README.md").is_file(), folder
-        used = {name for test in tests for name in imports(test)}
-        module = f"specdec.kernels.{folder.name}"
-        assert any(f"{name}.".startswith(f"{module}.") for name in used), f"no test in tests/kernels imports {module}"
-        if (folder / "kernel.py").is_file():
-            assert f"{module}.kernel" in used, f"no test in tests/kernels imports {module}.kernel"
-        assert "triton" not in (folder / "reference.py").read_text(encoding="utf-8").lower()
+        assert "triton" not in (folder / "reference.py").read_text(encoding="utf-8").lower(), folder
+        for module in ("reference", "kernel"):  # some are imported with importorskip
+            wanted = f"specdec.kernels.{folder.name}.{module}"
+            assert wanted in tests or not (folder / f"{module}.py").is_file(), f"no test in tests/kernels uses {wanted}"
 
 
 def test_the_model_registry_is_literal_and_whole() -> None:
