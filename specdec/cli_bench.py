@@ -13,6 +13,7 @@ from specdec.errors import ConfigError
 
 _FAILED = 1
 _BASELINES = ("none", "transformers")
+_Table = tuple[list[str], list[list[str]]]  # header and rows
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Measure speed, acceptance and losslessness.")
 
@@ -74,7 +75,12 @@ def speed(
     )
     missed = speed.missed(data["results"], floors) if check else []
     data["check"] = {"asked": check, "missed": missed}
-    _show(f"Speed of {model}: medians of {repeats} interleaved repeats (min..max)", report.speed_rows(data), data)
+    _show(
+        f"Speed of {model}: medians of {repeats} interleaved repeats (min..max)",
+        report.speed_rows(data),
+        data,
+        report.ratio_rows(data),
+    )
     _end(missed)
 
 
@@ -197,10 +203,10 @@ def _progress() -> RichProgress:
     return RichProgress(Console(stderr=True))
 
 
-def _show(title: str, table: tuple[list[str], list[list[str]]], data: dict[str, Any]) -> None:
+def _show(title: str, table: _Table, data: dict[str, Any], *more: _Table) -> None:
     from specdec.bench import report
 
-    report.show(report.console(), title, *table, data)
+    report.show(report.console(), title, *table, data, more)
 
 
 def _end(failures: list[str]) -> None:

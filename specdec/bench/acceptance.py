@@ -108,6 +108,7 @@ def _summary(samples: Sequence[Sample]) -> dict[str, Any]:
         ),
         "draft_acceptance_rate": total.draft_acceptance_rate,
         "drafted_per_step": total.num_draft_tokens / total.num_steps,
+        "drafted_by_depth": total.drafted_by_depth,
         "rate_by_depth": rates(total.accepted_by_depth, total.drafted_by_depth),
         "accepted_histogram": total.accepted_histogram,
         "accepted_share_by_drafter": _shares(total),

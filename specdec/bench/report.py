@@ -12,7 +12,10 @@ from rich.table import Table
 from specdec.bench.environment import describe
 
 _FILE_WIDTH = 180
+_FEWEST_TRIES = 5  # rounds that a point of the plot stands for
+_MOST_DEPTH = 16  # that the plot shows
 Row = Sequence[str]
+Rows = tuple[Row, Sequence[Row]]  # header and rows of a table
 
 
 def console() -> Console:
@@ -20,36 +23,46 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
 
 
-def show(out: Console, title: str, header: Row, rows: Sequence[Row], data: dict[str, Any]) -> None:
-    """A table with its conditions, then the JSON object as the last line."""
-    table = Table(title=title, caption=describe(data), title_justify="left", caption_justify="left")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
+def show(out: Console, title: str, header: Row, rows: Sequence[Row], data: dict[str, Any], more: Sequence[Rows] = ()) -> None:
+    """One table or several with their conditions, then the JSON object as the last line."""
+    tables = [(header, rows), *more]
+    for number, (names, cells) in enumerate(tables):
+        table = Table(title=title if number == 0 else None, title_justify="left")
+        for index, name in enumerate(names):
+            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        for row in cells:
+            table.add_row(*row)
+        out.print(table)
+    out.print(describe(data), highlight=False, markup=False, soft_wrap=True)
     for name, value in data["settings"].items():
         out.print(f"  {name}: {_plain(value)}", highlight=False, markup=False, soft_wrap=True)
     out.out(json.dumps(data, ensure_ascii=False, allow_nan=False), highlight=False)
 
 
 def speed_rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of `bench speed`."""
+    """Header and rows of `bench speed`: tokens per second."""
     results = data["results"]
-    first = next(iter(results.values()))
-    contenders, ratios = list(first["tokens_per_second"]), list(first["ratios"])
-    others = list(first["equal_tokens"])
-    header = ["content", *(f"{name} tok/s" for name in contenders), *ratios, *(f"{name}: equal tokens" for name in others)]
+    contenders = list(next(iter(results.values()))["tokens_per_second"])
+    rows = [
+        [content, *(f"{found['tokens_per_second'][name]['median']:.1f}" for name in contenders)]
+        for content, found in results.items()
+    ]
+    return ["tokens per second", *contenders], rows
+
+
+def ratio_rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of `bench speed`: ratios, and the fewest tokens that another contender shares with plain decoding."""
+    results = data["results"]
+    ratios = list(next(iter(results.values()))["ratios"])
     rows = [
         [
             content,
-            *(f"{found['tokens_per_second'][name]['median']:.1f}" for name in contenders),
             *(_spread(found["ratios"][name]) for name in ratios),
-            *(f"{found['equal_tokens'][name]:.1%}" for name in others),
+            f"{min(found['equal_tokens'].values(), default=1.0):.1%}",
         ]
         for content, found in results.items()
     ]
-    return header, rows
+    return ["ratio", *ratios, "equal tokens"], rows
 
 
 def acceptance_rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -102,17 +115,19 @@ def plot_acceptance(results: dict[str, Any], path: Path) -> None:
     names = list(results)
     found = [results[name]["acceptance_length"] for name in names]
     middles = [item["median"] for item in found]
-    errors = [[m - item["low"] for m, item in zip(middles, found, strict=True)],
-              [item["high"] - m for m, item in zip(middles, found, strict=True)]]  # fmt: skip
+    errors = [[max(m - item["low"], 0) for m, item in zip(middles, found, strict=True)],
+              [max(item["high"] - m, 0) for m, item in zip(middles, found, strict=True)]]  # fmt: skip
     lengths.barh(names, middles, xerr=errors, capsize=3, color="tab:blue")
     lengths.invert_yaxis()
     lengths.axvline(1.0, color="black", linewidth=0.8)
     lengths.set(xlabel="tokens per round (bars: 95 % of bootstrap draws over prompts)", title="Acceptance length")
     for name in names:
-        rates = results[name]["rate_by_depth"][:16]
+        tries = results[name]["drafted_by_depth"][:_MOST_DEPTH]
+        rates = [rate for rate, count in zip(results[name]["rate_by_depth"], tries, strict=False) if count >= _FEWEST_TRIES]
         style = {"color": "black", "linewidth": 2.5} if name == "all" else {}
         depths.plot(range(1, len(rates) + 1), rates, marker=".", label=name, **style)
-    depths.set(xlabel="depth in the tree", ylabel="accepted / drafted", ylim=(0, 1), title="Acceptance rate by depth")
+    depths.set(xlabel=f"depth in the tree (points of {_FEWEST_TRIES} rounds and more)", ylabel="accepted / drafted")
+    depths.set(xlim=(0.5, _MOST_DEPTH + 0.5), ylim=(-0.02, 1.02), title="Acceptance rate by depth")
     depths.legend(fontsize="small")
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -130,6 +145,7 @@ def lossless_rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _markdown(data: dict[str, Any]) -> str:
     header, rows = acceptance_rows(data)
     settings = [f"- {name}: {_plain(value)}" for name, value in data["settings"].items()]
+    equal = data["results"]["all"]["equal_tokens"]
     return "\n".join([
         "# Acceptance of drafts by content type",
         "",
@@ -139,9 +155,10 @@ def _markdown(data: dict[str, Any]) -> str:
         "",
         "Acceptance length is tokens per round, the target's own token counted. Ranges are 95 % bootstrap intervals over",
         "prompts. The speed-up compares tokens per second, prefill included, with plain decoding of the same cases.",
+        f"Answers that equal those of plain decoding token for token: {equal:.1%}.",
         "",
         "| " + " | ".join(header) + " |",
-        "|" + " --- |" * len(header),
+        "| --- |" + " ---: |" * (len(header) - 1),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
         "![Acceptance length and rate by depth](acceptance.png)",
@@ -150,7 +167,9 @@ def _markdown(data: dict[str, Any]) -> str:
 
 
 def _spread(spread: dict[str, float]) -> str:
-    return f"{spread['median']:.2f} ({spread['low']:.2f}..{spread['high']:.2f})"
+    """The range is left out where there is none to tell: one repeat, one prompt."""
+    low, high = spread["low"], spread["high"]
+    return f"{spread['median']:.2f} ({low:.2f}..{high:.2f})" if low != high else f"{spread['median']:.2f}"
 
 
 def _plain(value: object) -> str:

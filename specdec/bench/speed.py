@@ -58,6 +58,7 @@ def run(settings: SpeedSettings, progress: Progress) -> dict[str, Any]:
     prompts = suite.select(suite.load(settings.suite), settings.content, settings.prompts_per_type)
     config = replace(settings.config, prefix_cache=False, max_batch=1, cache_gb=min(settings.config.cache_gb, _CACHE_GB))
     loaded = assemble.load(config, progress)
+    baseline = _baseline(config, loaded, progress) if settings.against_transformers else []
     plain = LLM(assemble.build(replace(config, drafters=(), draft_model=None), progress, loaded))
     room = plain.engine.max_model_len - settings.max_tokens
     cases = prepare(prompts, loaded.tokenizer, greedy_answers(plain, settings.max_tokens), room, progress)
@@ -71,13 +72,7 @@ def run(settings: SpeedSettings, progress: Progress) -> dict[str, Any]:
                 predictions=settings.predictions,
             )
         )
-    if settings.against_transformers:
-        model = transformers_baseline.load(resolve(config.model), loaded.model.dtype, str(loaded.model.device))
-        eos = loaded.tokenizer.eos_token_ids
-        contenders += [
-            TransformersContender(HF_PLAIN, model, eos, prompt_lookup=False),
-            TransformersContender(HF_LOOKUP, model, eos, prompt_lookup=True),
-        ]
+    contenders += baseline
     found = conditions(str(loaded.model.device))
     samples = interleave(contenders, cases.fitting, lambda _: _greedy(settings.max_tokens), settings.repeats, progress)
     return {
@@ -86,6 +81,16 @@ def run(settings: SpeedSettings, progress: Progress) -> dict[str, Any]:
         "settings": _settings(settings, config, plain, cases),
         "results": summarise(samples, cases.content_types),
     }
+
+
+def _baseline(config: EngineConfig, loaded: assemble.LoadedModel, progress: Progress) -> list[TransformersContender]:
+    with progress.task("Loading transformers' model", None):
+        model = transformers_baseline.load(resolve(config.model), loaded.model.dtype, str(loaded.model.device))
+    eos = loaded.tokenizer.eos_token_ids
+    return [
+        TransformersContender(HF_PLAIN, model, eos, prompt_lookup=False),
+        TransformersContender(HF_LOOKUP, model, eos, prompt_lookup=True),
+    ]
 
 
 def summarise(samples: Sequence[Sample], content_types: Sequence[str]) -> dict[str, Any]:

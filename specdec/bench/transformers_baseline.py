@@ -1,5 +1,7 @@
 """The baseline: Hugging Face transformers on the same files, plain and with its own prompt-lookup decoding."""
 
+import contextlib
+import io
 import time
 from typing import Any
 
@@ -25,7 +27,8 @@ def load(source: Source, dtype: torch.dtype, device: str) -> Any:
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, **options).to(device).eval()
+    with contextlib.redirect_stderr(io.StringIO()):  # unpacking has a bar of its own that no setting turns off
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, **options).to(device).eval()
 
 
 class TransformersContender:

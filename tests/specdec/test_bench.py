@@ -295,7 +295,9 @@ def test_acceptance_report_files(tmp_path: Path) -> None:
     report.write_acceptance(data, tmp_path / "new")
     assert json.loads((tmp_path / "new" / "acceptance.json").read_text()) == data
     text = (tmp_path / "new" / "acceptance.md").read_text()
-    assert "| math | 1 | 2.50 (2.50..2.50) |" in text
+    assert "| math | 1 | 2.50 |" in text
+    assert "| all | 2 | 2.50 | " in text
+    assert "token for token: 100.0%" in text
     assert "model: tiny" in text
     assert (tmp_path / "new" / "acceptance.png").read_bytes().startswith(b"\x89PNG")
 
@@ -304,6 +306,17 @@ def test_last_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> Non
     data = acceptance_data()
     report.show(Console(width=40), "title", *report.acceptance_rows(data), data)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == data
+
+
+def test_speed_is_shown_in_two_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    data = {**conditions("cpu"), "settings": {}, "results": speed.summarise(speed_samples(), ["chat", "summarising"])}
+    report.show(Console(width=100), "title", *report.speed_rows(data), data, [report.ratio_rows(data)])
+    shown = capsys.readouterr().out
+    assert max(len(line) for line in shown.splitlines()[:-3]) <= 100
+    assert [line.split() for line in shown.splitlines() if "│ all" in line] == [
+        ["│", "all", "│", "10.0", "│", "20.0", "│", "6.7", "│", "16.7", "│"],
+        ["│", "all", "│", "1.50", "│", "1.20", "│", "2.00", "│", "60.0%", "│"],
+    ]
 
 
 def completion(tokens: list[int], logprob: float = -0.5) -> Completion:
