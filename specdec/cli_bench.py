@@ -174,6 +174,7 @@ def lossless(
             for row in data["results"]["settings"]
             if row["first_difference"] is not None
         ]
+        + [f"{name}: nothing was preempted, so nothing is shown; raise --tokens" for name in data["results"]["not_tried"]]
     )
 
 

@@ -46,5 +46,5 @@ def cpu_name() -> str:
 def describe(found: dict[str, Any]) -> str:
     """The conditions in one line for people."""
     hardware, versions = found["hardware"], found["versions"]
-    machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} threads on {hardware['cores']} cores"
+    machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
     return f"{machine}, {hardware['ram_gb']} GB RAM; specdec {versions['specdec']}, torch {versions['torch']}"

@@ -164,6 +164,7 @@ class Tables:
             sequences_R=self.sequences_R,
             positions_R=self.positions_R,
             bases_S=self.bases_S,
+            starts_S=self.bases_S,
             ancestor_slots_RD=self.ancestor_slots_RD,
             max_positions=max_positions,
             scale=q_RHD.shape[-1] ** -0.5,

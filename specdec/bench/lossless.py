@@ -13,7 +13,16 @@ from specdec import assemble
 from specdec.bench import suite
 from specdec.bench.cases import Case, greedy_answers, prepare
 from specdec.bench.environment import conditions
-from specdec.bench.lossless_settings import BATCH_SIZES, SMALL_PAGE, WHOLE_PROMPT, Setting, make_requests, settings_for, short
+from specdec.bench.lossless_settings import (
+    BATCH_SIZES,
+    PREEMPTION,
+    SMALL_PAGE,
+    WHOLE_PROMPT,
+    Setting,
+    make_requests,
+    settings_for,
+    under_pressure,
+)
 from specdec.cache.pool import KVPool, cache_dtype
 from specdec.config import EngineConfig
 from specdec.llm import LLM, Completion
@@ -86,10 +95,12 @@ def run(settings: LosslessSettings, progress: Progress) -> dict[str, Any]:
     llm, requests = baselines.llm, baselines.requests
     found = conditions(llm.assembled.device)
     small = replace(settings.config, page_size=SMALL_PAGE if llm.assembled.device == "cpu" else settings.config.page_size)
-    tight = replace(small, cache_gb=_tight_gb(small, loaded, requests))
+    short, num_pages = under_pressure(requests, small.page_size)
+    tight = replace(small, cache_gb=_tight_gb(small, loaded, num_pages))
     comparisons: list[Comparison] = []
     for setting in settings_for(settings.config, small, tight, settings.batch_sizes):
-        comparisons += _compare(setting, loaded, requests, baselines.at(setting.config.page_size), progress)
+        chosen = short if setting.only_short else requests
+        comparisons += _compare(setting, loaded, chosen, baselines.at(setting.config.page_size), progress)
     return {
         "bench": "lossless",
         **found,
@@ -107,6 +118,9 @@ def run(settings: LosslessSettings, progress: Progress) -> dict[str, Any]:
         },
         "results": {
             "same": all(comparison.same for comparison in comparisons),
+            "not_tried": [
+                found.setting for found in comparisons if found.setting.startswith(PREEMPTION) and not found.preemptions
+            ],
             "settings": [asdict(comparison) for comparison in comparisons],
         },
     }
@@ -168,7 +182,6 @@ def _compare(
     The adversary knows the answers, so that some drafts are right; not where requests have to live long enough to be
     pushed out.
     """
-    requests = short(requests) if setting.only_short else requests
     oracle = {} if setting.only_short else {name: tuple(answer.token_ids) for name, answer in expected.items()}
     llm = LLM(assemble.build(setting.config, progress, loaded, oracle=oracle))
     for name, size in setting.passes:
@@ -187,10 +200,7 @@ def _generate(llm: LLM, groups: Sequence[Sequence[Request]], progress: Progress,
             advance(len(group))
 
 
-def _tight_gb(config: EngineConfig, loaded: assemble.LoadedModel, requests: Sequence[Request]) -> float:
-    """A cache in which two of the short requests begin, but cannot both grow by a page."""
-    lengths = [len(request.prompt_ids) for request in short(requests)]
-    longest = -(-(lengths[-1] + requests[0].sampling.max_tokens) // config.page_size)
-    pages = max(longest + 1, 2 * -(-lengths[len(lengths) // 2] // config.page_size) + 1)
+def _tight_gb(config: EngineConfig, loaded: assemble.LoadedModel, num_pages: int) -> float:
+    """The size of a cache of so many pages."""
     stored = cache_dtype(loaded.model.dtype, loaded.model.device)
-    return pages * KVPool.page_bytes(loaded.model.cache_specs, config.page_size, stored) * 1.0001 / 1e9
+    return num_pages * KVPool.page_bytes(loaded.model.cache_specs, config.page_size, stored) * 1.0001 / 1e9

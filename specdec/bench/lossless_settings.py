@@ -11,6 +11,7 @@ from specdec.request import Request, SamplingParams
 TEMPERATURES = (0.0, 0.7, 1.0)
 BATCH_SIZES = (1, 2, 3, 4, 5, 6, 7, 8)
 SMALL_PAGE = 16  # tokens
+PREEMPTION = "preemption"  # how the names of the settings begin that force it
 WHOLE_PROMPT = 1 << 16  # chunk_tokens that cuts no prompt
 _SHORT_CHUNK = 16
 _FULL = max(BATCH_SIZES)
@@ -22,7 +23,7 @@ class Setting:
 
     config: EngineConfig
     passes: tuple[tuple[str, int], ...]
-    only_short: bool = False  # without the longer half of the requests, whose prompts alone would fill a small cache
+    only_short: bool = False  # only requests that fit the small cache, see `under_pressure`
 
 
 def settings_for(config: EngineConfig, small: EngineConfig, tight: EngineConfig, batch_sizes: Sequence[int]) -> list[Setting]:
@@ -31,7 +32,7 @@ def settings_for(config: EngineConfig, small: EngineConfig, tight: EngineConfig,
     Args:
         config: the model, its page size and drafters.
         small: the same with small pages, which short answers fill.
-        tight: small pages, and a cache that a few of the short requests outgrow.
+        tight: small pages, and a cache that two of the short requests outgrow.
         batch_sizes: how many requests share the rounds with adversarial trees.
     """
     several = (*config.drafters, "adversarial")
@@ -53,8 +54,8 @@ def settings_for(config: EngineConfig, small: EngineConfig, tight: EngineConfig,
         Setting(
             cached_small, (("small pages, prefix cache filling, 4 at once", 4), ("small pages, prefix cache hit, 4 at once", 4))
         ),
-        Setting(_together(pressed, ()), ((f"preemption, plain, {_FULL} at once", _FULL),), only_short=True),
-        Setting(_adversarial(pressed), ((f"preemption, adversarial trees, {_FULL} at once", _FULL),), only_short=True),
+        Setting(_together(pressed, ()), ((f"{PREEMPTION}, plain, {_FULL} at once", _FULL),), only_short=True),
+        Setting(_adversarial(pressed), ((f"{PREEMPTION}, adversarial trees, {_FULL} at once", _FULL),), only_short=True),
     ]
 
 
@@ -88,9 +89,19 @@ def make_requests(cases: Sequence[Case], vocab_size: int, seeds: int, max_tokens
     return requests
 
 
-def short(requests: Sequence[Request]) -> list[Request]:
-    """The half with the shorter prompts."""
-    return sorted(requests, key=lambda request: len(request.prompt_ids))[: -(-len(requests) // 2)]
+def under_pressure(requests: Sequence[Request], page_size: int) -> tuple[list[Request], int]:
+    """Requests, shortest first, and a number of pages that holds each of them alone to its end, but not two of the shortest.
+
+    Two of those are admitted: their prompts fit, and a page is left for the one that runs. Both want one after that.
+    """
+    shortest = min(requests, key=lambda request: len(request.prompt_ids))
+    pages = max(2 * -(-len(shortest.prompt_ids) // page_size) + 1, _pages(shortest, page_size))
+    fitting = [request for request in requests if _pages(request, page_size) <= pages]
+    return sorted(fitting, key=lambda request: len(request.prompt_ids)), pages
+
+
+def _pages(request: Request, page_size: int) -> int:
+    return -(-(len(request.prompt_ids) + request.sampling.max_tokens) // page_size)
 
 
 def _varieties(vocab_size: int, max_tokens: int) -> list[tuple[str, dict[str, Any]]]:

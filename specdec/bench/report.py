@@ -12,6 +12,7 @@ from rich.table import Table
 from specdec.bench.environment import describe
 
 _FILE_WIDTH = 180
+_SHORT_CELL = 20  # characters that a first column keeps on one line
 _FEWEST_TRIES = 5  # rounds that a point of the plot stands for
 _MOST_DEPTH = 16  # that the plot shows
 Row = Sequence[str]
@@ -29,7 +30,8 @@ def show(out: Console, title: str, header: Row, rows: Sequence[Row], data: dict[
     for number, (names, cells) in enumerate(tables):
         table = Table(title=title if number == 0 else None, title_justify="left")
         for index, name in enumerate(names):
-            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+            short = all(len(row[index]) <= _SHORT_CELL for row in cells)
+            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0 and short)
         for row in cells:
             table.add_row(*row)
         out.print(table)
@@ -135,11 +137,18 @@ def plot_acceptance(results: dict[str, Any], path: Path) -> None:
 
 def lossless_rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of `bench lossless`."""
-    columns = ("requests", "tokens", "differing_tokens", "differing_logprobs", "differing_ends")
-    told = ("cached_prompt_tokens", "preemptions", "accepted_drafts")
-    header = ["setting", *(name.replace("_", " ") for name in columns + told)]
-    rows = [[row["setting"], *(str(row[name]) for name in columns + told)] for row in data["results"]["settings"]]
-    return header, rows
+    names = {
+        "requests": "requests",
+        "tokens": "tokens",
+        "differing_tokens": "differing tokens",
+        "differing_logprobs": "differing logprobs",
+        "differing_ends": "differing ends",
+        "cached_prompt_tokens": "cached",
+        "preemptions": "preempted",
+        "accepted_drafts": "accepted",
+    }
+    rows = [[row["setting"], *(str(row[name]) for name in names)] for row in data["results"]["settings"]]
+    return ["setting", *names.values()], rows
 
 
 def _markdown(data: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from specdec.bench import acceptance, lossless, report, speed, suite
 from specdec.bench.cases import Case, prepare
 from specdec.bench.contenders import EngineContender, Sample, decode_tokens_per_second, interleave, tokens_per_second
 from specdec.bench.environment import conditions
-from specdec.bench.lossless_settings import TEMPERATURES, make_requests, settings_for
+from specdec.bench.lossless_settings import TEMPERATURES, make_requests, settings_for, under_pressure
 from specdec.bench.statistics import over_repeats, ratio_over_prompts
 from specdec.config import EngineConfig
 from specdec.errors import ConfigError, RoundError
@@ -350,6 +350,20 @@ def test_lossless_requests_cover_temperatures_seeds_and_parameters() -> None:
     assert all(s.logprobs is not None for s in used)
     for field in ("top_k", "min_p", "stop", "logit_bias", "presence_penalty", "ignore_eos"):
         assert any(getattr(s, field) for s in used), field
+
+
+@pytest.mark.parametrize("lengths", [[40, 41, 300], [10, 10, 30], [100, 900, 90, 95]])
+def test_requests_under_pressure_fit_alone_and_not_together(lengths: list[int]) -> None:
+    requests = [
+        Request(request_id=str(i), prompt_ids=(1,) * length, sampling=SamplingParams(max_tokens=20))
+        for i, length in enumerate(lengths)
+    ]
+    chosen, pages = under_pressure(requests, 16)
+    assert len(chosen) >= 2
+    assert all(-(-(len(request.prompt_ids) + 20) // 16) <= pages for request in chosen)
+    first, second = (-(-len(request.prompt_ids) // 16) for request in chosen[:2])
+    assert first + second + 1 <= pages  # both are admitted
+    assert sum(-(-(len(request.prompt_ids) + 20) // 16) for request in chosen[:2]) > pages  # and cannot both end
 
 
 def test_lossless_settings_cover_the_ways_of_serving() -> None:
