@@ -67,7 +67,7 @@ _FACTORIES: dict[str, Callable[[int, DrafterResources], Drafter]] = {
     "prediction": lambda source, _: PredictionDrafter(source),
     "draft-model": _draft_model,
     "adversarial": _adversarial,
-    "oracle": lambda source, resources: OracleDrafter(source, resources.oracle or {}),
+    "oracle": lambda source, resources: OracleDrafter(source, {} if resources.oracle is None else resources.oracle),
 }
 _NOT_SERVED = ("adversarial", "oracle")  # for tests and benches
 DRAFTER_NAMES = tuple(name for name in _FACTORIES if name not in _NOT_SERVED)

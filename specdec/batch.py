@@ -81,6 +81,7 @@ class RoundRows:
         Tensor  # int64; [r, d]: slot of the row at depth d on r's path (tree rows; chunk rows hold their own slot)
     )
     bases_S: Tensor  # int64, position of each sequence's root (of the end of the chunk where there is no tree)
+    starts_S: Tensor  # int64, first position of each sequence that this round computes
     page_table_SP: Tensor  # int64, padded with page 0
     segments: tuple[Segment, ...]
     tree: TreeRows | None
@@ -144,6 +145,7 @@ def build_rows(specs: SequenceOf[RowSpec], page_size: int, device: torch.device)
         slots_R=host(np.concatenate(slots)),
         ancestor_slots_RD=host(_pad_paths(paths)),
         bases_S=host(np.array([s.base for s in segments])),
+        starts_S=host(np.array([s.num_cached for s in specs])),
         page_table_SP=host(page_table),
         segments=tuple(segments),
         tree=tree_rows(trees, device) if trees else None,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from specdec.acceptance.base import Accepted
 from specdec.batch import RowSpec, TreeRows, spine_length
@@ -26,14 +27,29 @@ class Outcome:
     emitted: list[int]
 
 
-def read_outcomes(accepted: Accepted, tree: TreeRows) -> list[Outcome]:
-    """Bring the decision to the host."""
-    counts = (accepted.num_accepted_S + 1).tolist()
-    paths, emitted, roots = accepted.path_SD.cpu().numpy(), accepted.emitted_SD.tolist(), tree.roots_S.tolist()
-    return [
-        Outcome(paths[i, :count] - root, paths[i, :count], emitted[i][:count])
-        for i, (count, root) in enumerate(zip(counts, roots, strict=True))
+def read_outcomes(accepted: Accepted, tree: TreeRows, finite_T: Tensor) -> tuple[list[Outcome], set[int]]:
+    """Bring the decision to the host, in one transfer.
+
+    Args:
+        accepted: what the rule decided.
+        tree: the trees.
+        finite_T: bool, tree rows whose logits a token can be drawn from.
+
+    Returns:
+        One outcome per sequence, and the sequences that have a row which is not finite.
+    """
+    num_sequences, depths = accepted.path_SD.shape
+    finite_S = torch.ones_like(tree.roots_S).scatter_reduce(0, tree.sequences_T, finite_T.long(), "amin")
+    parts = (accepted.num_accepted_S, tree.roots_S, finite_S, accepted.path_SD.flatten(), accepted.emitted_SD.flatten())
+    told = torch.cat(parts).cpu().numpy()
+    accepted_S, roots_S, finite = told[: 3 * num_sequences].reshape(3, num_sequences)
+    paths, emitted = told[3 * num_sequences :].reshape(2, num_sequences, depths)
+    counts = (accepted_S + 1).tolist()
+    outcomes = [
+        Outcome(path[:count] - root, path[:count], tokens[:count].tolist())
+        for path, tokens, count, root in zip(paths, emitted, counts, roots_S, strict=True)
     ]
+    return outcomes, set(np.flatnonzero(finite == 0).tolist())
 
 
 def commit_kv(pool: KVPool, specs: SequenceOf[RowSpec], outcomes: SequenceOf[Outcome]) -> None:

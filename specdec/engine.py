@@ -75,6 +75,10 @@ class Engine:
         self._tokenizer = tokenizer
         self._admission = admission
         self._scratch = scratch
+        self._sampled: tuple[tuple[str, ...], SamplingBatch] = (
+            (),
+            SamplingBatch.build([], runner.model.config.vocab_size, runner.device),
+        )
         self._sequences: dict[str, Sequence] = {}  # touched by the stepping thread only
         self._num_rounds = 0
         self._wakeup = threading.Condition()
@@ -166,32 +170,37 @@ class Engine:
         sampling = self._sampling(ready)
         started = time.perf_counter()
         result = self._runner.forward(rows)
-        outcomes = self._accept(drafts, rows, result, sampling)
+        outcomes, broken = self._accept(drafts, rows, result, sampling)
         commit_kv(self._runner.pool, [spec for spec in specs if spec.tree is not None], outcomes)
         self._speculator.observe_cost(rows, time.perf_counter() - started)
         self._commit_prompts(turns, rows, result)
-        self._settle(ready, drafts, outcomes, rows, result)
+        self._settle(ready, drafts, outcomes, broken, rows, result)
 
     def _sampling(self, ready: SequenceOf[Sequence]) -> SamplingBatch:
-        """Made before the forward pass, which on a GPU the host runs ahead of."""
-        entries = [
-            SamplingEntry(
-                sampling=sequence.sampling,
-                seed=sequence.sampling.seed,
-                tokens=sequence.tokens,
-                num_prompt_tokens=sequence.num_prompt_tokens,
-                stop_ids=sequence.stop_ids,
-            )
-            for sequence in ready
-        ]
-        return SamplingBatch.build(entries, self._runner.model.config.vocab_size, self._runner.device)
+        """Made before the forward pass, which on a GPU the host runs ahead of; kept while the same sequences decode."""
+        names = tuple(sequence.request_id for sequence in ready)
+        if names != self._sampled[0]:
+            entries = [
+                SamplingEntry(
+                    sampling=sequence.sampling,
+                    seed=sequence.sampling.seed,
+                    tokens=sequence.tokens,
+                    num_prompt_tokens=sequence.num_prompt_tokens,
+                    stop_ids=sequence.stop_ids,
+                )
+                for sequence in ready
+            ]
+            vocab_size = self._runner.model.config.vocab_size
+            self._sampled = names, SamplingBatch.build(entries, vocab_size, self._runner.device)
+        return self._sampled[1]
 
     def _accept(
         self, drafts: SequenceOf[Draft], rows: RoundRows, result: RunnerOutput, sampling: SamplingBatch
-    ) -> list[Outcome]:
+    ) -> tuple[list[Outcome], set[int]]:
         if rows.tree is None or result.logits_TV is None:
-            return []
-        return read_outcomes(self._rule.accept(rows.tree, result.logits_TV, sampling, [d.q for d in drafts]), rows.tree)
+            return [], set()
+        accepted = self._rule.accept(rows.tree, result.logits_TV, sampling, [draft.q for draft in drafts])
+        return read_outcomes(accepted, rows.tree, finite_rows(result.logits_TV))
 
     def _commit_prompts(self, turns: SequenceOf[Turn], rows: RoundRows, result: RunnerOutput) -> None:
         """The chunks' keys and values are there for good; drafters that read hidden states get theirs."""
@@ -207,13 +216,13 @@ class Engine:
         ready: SequenceOf[Sequence],
         drafts: SequenceOf[Draft],
         outcomes: SequenceOf[Outcome],
+        broken: set[int],
         rows: RoundRows,
         result: RunnerOutput,
     ) -> None:
         """Each sequence takes its tokens; those that end leave."""
         if rows.tree is None or result.logits_TV is None:
             return
-        broken = set(rows.tree.sequences_T[~finite_rows(result.logits_TV)].tolist())
         logprobs = read_logprobs(ready, outcomes, result.logits_TV)
         for index, (sequence, draft, outcome) in enumerate(zip(ready, drafts, outcomes, strict=True)):
             if index in broken:

@@ -44,7 +44,7 @@ class Bucket:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Entries of each table, in the order of `Tables`."""
-        return *(self.rows,) * 4, self.sequences, self.sequences * self.pages, self.rows * self.depths
+        return *(self.rows,) * 4, *(self.sequences,) * 2, self.sequences * self.pages, self.rows * self.depths
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,14 @@ class Tables:
     sequences_R: Tensor
     slots_R: Tensor
     bases_S: Tensor
+    starts_S: Tensor
     page_table_SP: Tensor
     ancestor_slots_RD: Tensor
 
     @staticmethod
     def of(flat: Tensor, bucket: Bucket) -> "Tables":
         """Views of `flat`, which has as many entries as the bucket asks for."""
-        tokens, positions, sequences, slots, bases, pages, ancestors = torch.split(flat, list(bucket.sizes))
+        tokens, positions, sequences, slots, bases, starts, pages, ancestors = torch.split(flat, list(bucket.sizes))
         return Tables(
             flat=flat,
             tokens_R=tokens,
@@ -71,6 +72,7 @@ class Tables:
             sequences_R=sequences,
             slots_R=slots,
             bases_S=bases,
+            starts_S=starts,
             page_table_SP=pages.view(bucket.sequences, bucket.pages),
             ancestor_slots_RD=ancestors.view(bucket.rows, bucket.depths),
         )
@@ -88,6 +90,7 @@ class Tables:
         self.slots_R[:count] = rows.slots_R
         self.slots_R[count:] = spare_slot
         self.bases_S[:num_sequences] = rows.bases_S
+        self.starts_S[:num_sequences] = rows.starts_S
         self.page_table_SP[:num_sequences, : rows.page_table_SP.shape[1]] = rows.page_table_SP
         depths = rows.ancestor_slots_RD.shape[1]
         self.ancestor_slots_RD[:count, :depths] = rows.ancestor_slots_RD
@@ -132,6 +135,7 @@ class DeviceContext:
             sequences_R=tables.sequences_R,
             positions_R=tables.positions_R,
             bases_S=tables.bases_S,
+            starts_S=tables.starts_S,
             ancestor_slots_RD=tables.ancestor_slots_RD,
             max_positions=tables.page_table_SP.shape[1] * self.pool.page_size,
             scale=heads.head_dim**-0.5,

@@ -217,6 +217,7 @@ def _attend_row_kernel(
     p_positions,
     p_sequences,
     p_bases,
+    p_starts,
     p_pages,
     p_ancestors,
     R,
@@ -236,8 +237,8 @@ def _attend_row_kernel(
 ):
     """Grid (rows, kv heads, splits): as `_attend_kernel` without FUSED, for the latency of few rows.
 
-    Cached keys are older than this round, so the first tile is on its way before the round's q, K and V are there; so are
-    the tables, see `tree_attention_triton`.
+    Keys below the sequence's start are older than this round, so those of the first tile are on their way before the round's
+    q, K and V are there; so are the tables, see `tree_attention_triton`.
     """
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
@@ -247,6 +248,7 @@ def _attend_row_kernel(
     last = tl.load(p_positions + row).to(tl.int32)
     sequence = tl.load(p_sequences + row)
     base = tl.load(p_bases + sequence).to(tl.int32)
+    first_new = tl.load(p_starts + sequence).to(tl.int32)
     low = _split_start(split)
     end = tl.minimum(_split_start(split + 1), last + 1)
     if WINDOW > 0:
@@ -255,13 +257,19 @@ def _attend_row_kernel(
     d = tl.arange(0, BLOCK_DIM)
     m_d = (d < HEAD_DIM)[None, :]
     p_row_pages = p_pages + sequence * P
-    at_kv, m_kv = _cached_tile(p_row_pages, low, cached_end, kv_head, d, m_d, KV_HEADS, HEAD_DIM, PAGE, TILE)
+    old_end = tl.minimum(cached_end, first_new)
+    at_kv, m_kv = _cached_tile(p_row_pages, low, old_end, kv_head, d, m_d, KV_HEADS, HEAD_DIM, PAGE, TILE)
     b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
     b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
     if PDL:
         gdc_wait()
     if _split_start(split) > last:
         return
+    if old_end < tl.minimum(cached_end, low + TILE):
+        # a chunk of this round wrote keys into the tile
+        at_kv, m_kv = _cached_tile(p_row_pages, low, cached_end, kv_head, d, m_d, KV_HEADS, HEAD_DIM, PAGE, TILE)
+        b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
+        b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
 
     m = tl.arange(0, BLOCK_M)
     at_head = row * (KV_HEADS * GROUP) + kv_head * GROUP + m
@@ -484,6 +492,7 @@ def tree_attention_triton(
     sequences_R: Tensor,
     positions_R: Tensor,
     bases_S: Tensor,
+    starts_S: Tensor,
     ancestor_slots_RD: Tensor,
     max_positions: int,
     scale: float,
@@ -495,10 +504,10 @@ def tree_attention_triton(
 
     q: [R, H, head_dim] contiguous, bf16 or fp16; k_pages, v_pages: [pages, kv heads, 64, head_dim] contiguous, q's dtype, the
     rows' own K and V written already; the tables int64, as in `RoundRows`, rows of one sequence neighbours. max_positions
-    bounds positions_R + 1 and sizes the launch, so that a captured graph serves all lengths up to it. The tables and the cached
-    keys may be read before the kernels just before this one have ended: at least one kernel that does not let its successor
-    start early (any of PyTorch's) must lie between the writing of the tables and this call, in stream order.
-    Returns [R, H, head_dim] in q's dtype.
+    bounds positions_R + 1 and sizes the launch, so that a captured graph serves all lengths up to it. The tables, and the keys
+    below starts_S, where this round's own begin, may be read before the kernels just before this one have ended: at least one
+    kernel that does not let its successor start early (any of PyTorch's) must lie between their writing and this call, in
+    stream order. Returns [R, H, head_dim] in q's dtype.
     """
     num_rows, heads, head_dim = q_RHD.shape
     kv_heads, page = k_pages.shape[1], k_pages.shape[2]
@@ -531,14 +540,18 @@ def tree_attention_triton(
         "num_stages": plan.stages,
         "enable_fp_fusion": False,
     }
-    tables = (positions_R, sequences_R, bases_S, page_table_SP, ancestor_slots_RD)
+    lookups = (page_table_SP, ancestor_slots_RD)
     sizes = (num_rows, page_table_SP.shape[1], ancestor_slots_RD.shape[1])
-    arguments = (q_RHD, k_pages, v_pages, acc, tops, totals, *tables, *sizes)
+    arguments = (q_RHD, k_pages, v_pages, acc, tops, totals, positions_R, sequences_R, bases_S)
     if plan.rows == 1:
-        _attend_row_kernel[(num_rows, kv_heads, splits)](*arguments, BLOCK_M=max(16, block_group), **shape)
+        _attend_row_kernel[(num_rows, kv_heads, splits)](
+            *arguments, starts_S, *lookups, *sizes, BLOCK_M=max(16, block_group), **shape
+        )
     else:
         _attend_kernel[(triton.cdiv(num_rows, plan.rows), kv_heads, 1 if plan.fused else splits)](
             *arguments,
+            *lookups,
+            *sizes,
             BLOCK_GROUP=block_group,
             ROWS=plan.rows,
             BLOCK_M=max(16, plan.rows * block_group),

@@ -20,12 +20,14 @@ def tree_attention_reference(
     sequences_R: Tensor,
     positions_R: Tensor,
     bases_S: Tensor,
+    starts_S: Tensor,
     ancestor_slots_RD: Tensor,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
     """As `specdec.kernels.tree_attention.tree_attention`, computed in float64 and returned in float32."""
+    del starts_S  # what lies below may be read early, which is no part of the meaning
     page_size, num_kv_heads = k_pages.shape[2], k_pages.shape[1]
     group = q_RHD.shape[1] // num_kv_heads
     k_slots = k_pages.transpose(1, 2).reshape(-1, num_kv_heads, k_pages.shape[3]).double()  # [slots, K, D]

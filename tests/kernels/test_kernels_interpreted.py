@@ -88,6 +88,7 @@ def test_tree_attention_of_a_chunk_and_a_tree(plan_rows: int, fused: bool, windo
         "sequences_R": torch.tensor([0] * 7 + [1]),
         "positions_R": torch.tensor([256, 257] + [258 + d for d in depth] + [64]),
         "bases_S": torch.tensor(base),
+        "starts_S": torch.tensor([256, 64]),
         "ancestor_slots_RD": torch.tensor(chunk + paths + second),
     }
     q, k, v = _random(8, 6, head_dim), _random(9, 2, 64, head_dim, seed=1), _random(9, 2, 64, head_dim, seed=2)

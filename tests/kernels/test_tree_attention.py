@@ -49,6 +49,7 @@ def expected(cache: Cache, rows: RoundRows, q: Tensor, window: int | None = None
         sequences_R=rows.sequences_R,
         positions_R=rows.positions_R,
         bases_S=rows.bases_S,
+        starts_S=rows.starts_S,
         ancestor_slots_RD=rows.ancestor_slots_RD,
         scale=0.2,
         window=window,

@@ -67,6 +67,7 @@ def _round(bases: list[int], num_nodes: int, num_chunk: int, heads: int, kv_head
         "sequences_R": sequences,
         "positions_R": positions,
         "bases_S": bases,
+        "starts_S": [max(0, base - num_chunk) for base in bases],
         "ancestor_slots_RD": [p + [p[-1]] * (depth - len(p)) for p in paths],
     }
     pool = (num_pages, kv_heads, PAGE, head_dim)
@@ -98,6 +99,7 @@ def _alone(r: Round, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor, dict[
         "sequences_R": torch.arange(len(rows), device="cuda"),
         "positions_R": position,
         "bases_S": position,
+        "starts_S": position,
         "ancestor_slots_RD": ((first_page + position // PAGE) * PAGE + position % PAGE)[:, None],
     }
     return pools[0], pools[1], tables, int(position.max()) + 1

@@ -55,6 +55,7 @@ def test_padding_repeats_the_last_row_and_writes_elsewhere() -> None:
     assert tables.slots_R.tolist() == [323, 324, 325, 300, 999, 999]
     assert tables.ancestor_slots_RD[3:].tolist() == [[324, 300, 300, 300]] * 3
     assert tables.bases_S.tolist() == [4]
+    assert tables.starts_S.tolist() == [3]
     assert tables.page_table_SP[0, 0] == 5
 
 
