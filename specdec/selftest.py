@@ -102,13 +102,16 @@ def measure_costs(
 ) -> Iterator[tuple[int, int, float]]:
     """Time verification: yields (rows, context in tokens, median seconds).
 
-    The history's values do not matter for the time; whatever lies in the pages is read.
+    The history's values do not matter for the time; whatever lies in the pages is read. The rows' tokens do: a mixture of
+    experts is the dearer the more experts they visit, so they are drawn at random, anew for each repeat.
     """
+    draws = np.random.default_rng(1)
     for context in contexts:
         for rows in row_counts:
-            tree = DraftTree.chain(0, [0] * (rows - 1), 0)
             seconds = []
             for _ in range(repeats):
+                tokens = draws.integers(0, runner.model.config.vocab_size, rows)
+                tree = DraftTree.chain(int(tokens[0]), tokens[1:], 0)
                 started = time.perf_counter()
                 _run(runner, _NO_TOKENS, tree, context, scratch).argmax(-1).tolist()
                 seconds.append(time.perf_counter() - started)
