@@ -93,6 +93,8 @@ class RoundRows:
 
 def spine_length(tree: DraftTree) -> int:
     """How many leading nodes form a chain from the root: nodes 0..n-1 with parents[i] == i - 1."""
+    if len(tree) == 1:
+        return 1
     off = np.nonzero(tree.parents[1:] != np.arange(len(tree) - 1))[0]
     return int(off[0]) + 1 if len(off) else len(tree)
 

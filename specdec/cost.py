@@ -29,7 +29,7 @@ class CostTable:
 
     def observe(self, rows: int, context: int, seconds: float) -> None:
         """A round of `rows` rows, its longest context `context` tokens, took `seconds`."""
-        bucket = _context_bucket(context)
+        bucket = context_bucket(context)
         column = min(int(np.searchsorted(ROW_BUCKETS, rows)), len(ROW_BUCKETS) - 1)
         old = self._seconds[bucket, column]
         if not np.isnan(self._seconds).all():
@@ -46,7 +46,7 @@ class CostTable:
         """The expected seconds of rounds with so many rows; never less for more rows. All 1 before the first measurement."""
         stepped = ROW_BUCKETS[np.searchsorted(ROW_BUCKETS, np.minimum(rows, _STEPPED_ROWS))]
         seconds: FloatArray = np.interp(
-            np.where(rows <= _STEPPED_ROWS, stepped, rows), ROW_BUCKETS, self._curve(_context_bucket(context))
+            np.where(rows <= _STEPPED_ROWS, stepped, rows), ROW_BUCKETS, self._curve(context_bucket(context))
         )
         return seconds
 
@@ -90,5 +90,6 @@ def _monotone(seconds: FloatArray) -> FloatArray:
     return np.asarray((above + below) / 2)
 
 
-def _context_bucket(context: int) -> int:
+def context_bucket(context: int) -> int:
+    """Contexts of one bucket cost the same."""
     return min(max((context - 1) // _FIRST_CONTEXT, 0).bit_length(), _NUM_CONTEXTS - 1)

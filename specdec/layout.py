@@ -14,7 +14,12 @@ NO_TOKENS = np.zeros(0, np.int64)
 
 
 def fit(sequence: Sequence, draft: Draft, scheduler: Scheduler, num_scratch: int) -> Draft:
-    """The part of the draft that there is room for. Speculation never takes a page from another sequence."""
+    """The part of the draft that there is room for. Speculation never takes a page from another sequence.
+
+    The scheduler has seen to the root's own page.
+    """
+    if len(draft.tree) == 1:
+        return draft
     depths = draft.tree.depths()
     deepest = int(depths.max())
     while deepest > 0 and not scheduler.grow(sequence, len(sequence.tokens) + deepest):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from specdec.calibration import Calibration, RequestRecord
-from specdec.cost import CostTable
+from specdec.cost import CostTable, context_bucket
 from specdec.tree import DraftTree, FloatArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
@@ -50,6 +50,7 @@ class Planner:
         self._max_nodes = max_nodes
         self._adaptive = adaptive
         self._costs = CostTable()
+        self._known_prices: dict[tuple[int, ...], tuple[FloatArray, float]] = {}  # of this round, by what they depend on
         self._calibration = Calibration(len(drafters), shape_only)
         self._requests: dict[str, _Request] = {}
         self._draft_seconds = np.zeros(len(drafters))  # of one sequence, running mean
@@ -117,11 +118,14 @@ class Planner:
 
     def _prices(self, num_nodes: int, num_sequences: int, fixed_rows: int, context: int) -> tuple[FloatArray, float]:
         """(float64 [num_nodes + 1]: seconds that so many nodes add to the round, seconds of a plain round)."""
-        rows = np.arange(num_nodes + 2)
-        rows += fixed_rows + num_sequences - 1
-        rows[0] = num_sequences
-        seconds = self._costs.seconds(rows, context)
-        return seconds[1:] - seconds[1], float(seconds[0])
+        key = (num_nodes, num_sequences, fixed_rows, context_bucket(context))
+        if key not in self._known_prices:
+            rows = np.arange(num_nodes + 2)
+            rows += fixed_rows + num_sequences - 1
+            rows[0] = num_sequences
+            seconds = self._costs.seconds(rows, context)
+            self._known_prices[key] = seconds[1:] - seconds[1], float(seconds[0])
+        return self._known_prices[key]
 
     def _bill(self, states: Sequence[_Request], kept: Sequence[int], extra: FloatArray, token: float) -> None:
         """Share the cost of the round's drafts among those who caused it."""
@@ -155,6 +159,7 @@ class Planner:
     def observe_cost(self, rows: int, context: int, seconds: float) -> None:
         """A round of so many rows, at start-up or in service, took `seconds`."""
         self._costs.observe(rows, context, seconds)
+        self._known_prices.clear()
 
     def observe_draft(self, drafter: int, seconds: float, num_sequences: int) -> None:
         """A drafter was asked about so many sequences and took `seconds`."""

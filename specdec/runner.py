@@ -9,7 +9,7 @@ from torch import Tensor
 from specdec.batch import RoundRows
 from specdec.cache.pool import KVPool
 from specdec.graphs import DeviceForward
-from specdec.kernels.linear import uses_triton
+from specdec.kernels.linear import least_rows, uses_triton
 from specdec.kernels.tree_attention import TilePlan, plan_tiles, tree_attention
 from specdec.models.base import CacheSpec, Heads, Model
 from specdec.models.rope import Rotation
@@ -43,6 +43,7 @@ class Runner:
         self.pool = pool
         self.row_multiple = row_multiple
         self.capture = tuple(capture)
+        self._least_rows = least_rows(model.dtype, pool.device)
         self._on_device = DeviceForward(model, pool) if uses_triton(pool.device) else None
 
     @property
@@ -59,7 +60,7 @@ class Runner:
             return RunnerOutput(None, captured)
         num_tree = len(rows.tree.rows_T)
         if num_tree != rows.num_rows:
-            hidden = hidden[_pad(rows.tree.rows_T, self.row_multiple)]
+            hidden = hidden[self._pad(rows.tree.rows_T)]
         elif self._on_device is not None:
             hidden = hidden[:num_tree]
         return RunnerOutput(self.model.logits(hidden)[:num_tree], captured)
@@ -68,8 +69,14 @@ class Runner:
         """Hidden states of all rows and of padding behind them, and what was captured."""
         if self._on_device is not None:
             return self._on_device(rows, self.capture)
-        context = _RoundContext.build(rows, self.pool, self.model.cache_specs, self.capture, self.row_multiple)
-        return self.model.forward(_pad(rows.tokens_R, self.row_multiple), context), context.captured
+        context = _RoundContext.build(rows, self.pool, self.model.cache_specs, self.capture, self._pad(rows.positions_R))
+        return self.model.forward(self._pad(rows.tokens_R), context), context.captured
+
+    def _pad(self, values_R: Tensor) -> Tensor:
+        """Repeat the last value up to as many rows as are computed."""
+        wanted = max(-(-len(values_R) // self.row_multiple) * self.row_multiple, self._least_rows)
+        missing = wanted - len(values_R)
+        return values_R if missing == 0 else torch.cat([values_R, values_R[-1:].expand(missing)])
 
 
 @dataclass(slots=True)
@@ -89,10 +96,10 @@ class _RoundContext:
 
     @staticmethod
     def build(
-        rows: RoundRows, pool: KVPool, specs: Sequence[CacheSpec], wanted: tuple[int, ...], row_multiple: int
+        rows: RoundRows, pool: KVPool, specs: Sequence[CacheSpec], wanted: tuple[int, ...], positions_R: Tensor
     ) -> "_RoundContext":
         return _RoundContext(
-            positions_R=_pad(rows.positions_R, row_multiple),
+            positions_R=positions_R,
             specs=specs,
             pool=pool,
             plans=tile_plans(rows, pool.page_size),
@@ -140,9 +147,3 @@ def tile_plans(rows: RoundRows, page_size: int) -> list[TilePlan]:
             )
         )
     return plans
-
-
-def _pad(values_R: Tensor, multiple: int) -> Tensor:
-    """Repeat the last value up to a multiple of `multiple`."""
-    missing = -len(values_R) % multiple
-    return values_R if missing == 0 else torch.cat([values_R, values_R[-1:].expand(missing)])

@@ -169,8 +169,11 @@ def _at_most(draft: Draft, max_nodes: int) -> Draft:
 
 def count(stats: SpeculationStats, tree: DraftTree, path: IntArray, names: SequenceOf[str]) -> None:
     """Add one verified tree to a request's statistics."""
-    accepted, depth = len(path) - 1, int(tree.depths().max())
     stats.num_steps += 1
+    if len(tree) == 1:
+        stats.accepted_histogram[0] += 1
+        return
+    accepted, depth = len(path) - 1, int(tree.depths().max())
     stats.num_draft_tokens += len(tree) - 1
     stats.num_accepted_tokens += accepted
     _extend(stats.accepted_histogram, accepted + 1)

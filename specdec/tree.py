@@ -13,6 +13,11 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 NO_DRAFTER = -1  # `source` of a root
+# of trees that are only a root, which rounds with many plain sequences ask for thousands of times a second
+_NO_DEPTH = np.zeros(1, np.int64)
+_NO_ANCESTORS = np.zeros((1, 1), np.int64)
+_NO_DEPTH.setflags(write=False)
+_NO_ANCESTORS.setflags(write=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,8 @@ class DraftTree:
 
     def depths(self) -> IntArray:
         """int64 [n]; the root's is 0."""
+        if len(self) == 1:
+            return _NO_DEPTH
         depth = np.zeros(len(self), np.int64)
         above = self.parents
         while above.any():
@@ -65,6 +72,8 @@ class DraftTree:
 
     def ancestors(self) -> IntArray:
         """int64 [n, max depth + 1]; entry d is the node at depth d on the way to this node, itself from its own depth on."""
+        if len(self) == 1:
+            return _NO_ANCESTORS
         depth = self.depths()
         max_depth = int(depth.max())
         climbed = [np.arange(len(self))]  # climbed[k][i]: k steps above i

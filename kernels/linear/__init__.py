@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["PackedWeight", "linear", "pack", "rms_norm", "uses_triton"]
+__all__ = ["PackedWeight", "least_rows", "linear", "pack", "rms_norm", "uses_triton"]
 
 # from this many rows on, and at its multiples, F.linear gives a row the same bits on the CPU
 _TORCH_ROWS = 16
@@ -52,6 +52,11 @@ def _onednn_computes(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def least_rows(dtype: torch.dtype, device: torch.device) -> int:
+    """Rows that `linear` computes at least; whoever brings as many saves each layer the padding."""
+    return 2 if device.type == "cpu" and dtype == torch.float32 and _onednn_computes(dtype) else 1
+
+
 def pack(weight_NK: Tensor, *, keep_plain: bool = False) -> PackedWeight:
     """Prepare a weight for `linear`; drop the plain one afterwards, the packed one does not refer to it.
 
@@ -66,7 +71,7 @@ def pack(weight_NK: Tensor, *, keep_plain: bool = False) -> PackedWeight:
     if weight_NK.device.type != "cpu" or not _onednn_computes(weight_NK.dtype):
         return PackedWeight(weight_NK, _Path.TORCH, _TORCH_ROWS)
     data = weight_NK if keep_plain else torch.ops.mkldnn._reorder_linear_weight(weight_NK, _ONEDNN_ROWS)
-    return PackedWeight(data, _Path.ONEDNN, 2 if weight_NK.dtype == torch.float32 else 1)
+    return PackedWeight(data, _Path.ONEDNN, least_rows(weight_NK.dtype, weight_NK.device))
 
 
 def linear(

@@ -145,8 +145,8 @@ def _expert_kernel(
         active = expert < X
         is_expert = x_id == expert
         first = (slot - tl.sum(tl.where(is_expert, until - tiles, 0), 0)) * BLOCK_M
-        has = m < tl.sum(tl.where(is_expert, counts, 0), 0) - first
-        pair = tl.load(p_order + tl.sum(tl.where(is_expert, starts, 0), 0) + first + m, has & active, other=0)
+        has = m < tl.sum(tl.where(is_expert, counts, 0), 0) - first  # of no pair where there is no such expert
+        pair = tl.load(p_order + tl.sum(tl.where(is_expert, starts, 0), 0) + first + m, has, other=0)
     else:
         rank = tl.arange(0, BLOCK_TOP)
         m_chosen = (m[:, None] < R) & (rank[None, :] < TOP_K)

@@ -21,7 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from specdec.kernels.linear.kernel import overlaps
 
 TILE = 64
-LOG2E = 1.4426950408889634
+_CHANGING = ["P", "D"]  # from round to round; a variant for each of their divisors would take a second to compile
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def _merge_step(top, total, acc, split_top, split_total, split_acc):
     return new_top, total * old + split_total * new, acc * old[:, None] + split_acc * new[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_CHANGING)
 def _attend_kernel(
     p_q,
     p_k,
@@ -206,7 +206,7 @@ def _attend_kernel(
         tl.store(p_out + at_q, (all_acc / all_total[:, None]).to(p_out.dtype.element_ty), m_q)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_CHANGING)
 def _attend_row_kernel(
     p_q,
     p_k,
