@@ -318,10 +318,19 @@ async def test_a_client_that_leaves_frees_its_pages_within_a_round(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = assembled.engine
+    aborted_at: list[int] = []
+    abort = engine.abort
+
+    def noted_abort(request_id: str) -> None:
+        aborted_at.append(engine.status().num_rounds)
+        abort(request_id)
+
+    monkeypatch.setattr(engine, "abort", noted_abort)
     monkeypatch.setattr(engine._runner, "forward", slowly(engine._runner.forward))
     client = await aiohttp_client(create_app(assembled))
     body = {"model": assembled.model_name, "prompt": "the winner", "max_tokens": 500, "ignore_eos": True}
     for streamed in (True, False):
+        aborted_at.clear()
         leaving = asyncio.create_task(client.post("/v1/completions", json=body | {"stream": streamed}))
         while engine.status().pages_used == 0:
             await asyncio.sleep(0.01)
@@ -331,10 +340,10 @@ async def test_a_client_that_leaves_frees_its_pages_within_a_round(
             response.close()
         else:
             leaving.cancel()
-        left_at = engine.status().num_rounds
         while engine.status().pages_used:
             await asyncio.sleep(0.005)
-        assert engine.status().num_rounds - left_at <= 1, "the round that ran when the client left was the last"
+        assert len(aborted_at) == 1, "the server saw the client leave"
+        assert engine.status().num_rounds - aborted_at[0] <= 1, "the round that ran then was the last"
         assert engine.status().num_running == 0
     engine.check()
 
