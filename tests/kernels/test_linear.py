@@ -49,6 +49,19 @@ def test_a_row_has_the_same_bits_at_any_number_of_rows_and_in_any_slot(
             assert torch.equal(linear(x[rows], packed, bias), whole[rows]), (num_rows, first)
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_has_the_same_bits_however_many_threads_share_the_work(dtype: torch.dtype, num_threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        for shape in SHAPES[:2]:
+            test_a_row_has_the_same_bits_at_any_number_of_rows_and_in_any_slot(shape, dtype, keep_plain=True)
+            test_a_row_has_the_same_bits_at_any_number_of_rows_and_in_any_slot(shape, dtype, keep_plain=False)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_rows_with_gaps_between_them_give_the_same_bits() -> None:
     packed = pack(random(96, 64, dtype=torch.float32, seed=1))
     wide = random(5, 100, dtype=torch.float32, seed=2)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from specdec.tokenizer import Tokenizer
-from tests.server.conftest import MAX_MODEL_LEN, MODEL, Client, FakeEngine
+from tests.server.conftest import MAX_MODEL_LEN, MODEL, Client, FakeEngine, Poll, Script
 
 pytestmark = pytest.mark.timeout(60)
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -238,10 +238,13 @@ async def test_what_fits_exactly_is_served(client: Client) -> None:
     assert (await response.json())["usage"]["total_tokens"] == MAX_MODEL_LEN
 
 
-async def test_one_bad_prompt_of_several_runs_none(client: Client, engine: FakeEngine) -> None:
+async def test_one_bad_prompt_of_several_runs_none(client: Client, engine: FakeEngine, poll: Poll) -> None:
+    engine.scripts[""] = Script(pause_after=0)
     body = {"model": MODEL, "prompt": [[40, 41], [40] * 321], "max_tokens": 100}
     await error_of(await client.post(COMPLETION, json=body), 400)
-    assert engine.status().num_running + engine.status().num_waiting == 0 or engine.aborted
+    await poll.until(lambda: engine.aborted)
+    assert engine.aborted == [request.request_id for request in engine.requests]
+    assert engine.status().num_running + engine.status().num_waiting == 0
 
 
 async def test_a_bad_streamed_request_is_refused_before_its_stream(client: Client) -> None:
