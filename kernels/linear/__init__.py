@@ -106,7 +106,15 @@ def rms_norm(x_RE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
         from specdec.kernels.linear.kernel import rms_norm_triton
 
         return rms_norm_triton(x_RE.contiguous(), weight_E, eps)
-    return F.rms_norm(x_RE, weight_E.shape, weight_E, eps)
+    wide_RE = x_RE.float()
+    length_R1 = torch.linalg.vector_norm(wide_RE, dim=-1, keepdim=True)
+    scale_R1 = torch.addcmul(_scalar(eps), length_R1, length_R1, value=1 / x_RE.shape[-1]).rsqrt_()
+    return (wide_RE * scale_R1).mul_(weight_E).to(x_RE.dtype)
+
+
+@functools.cache
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(value)
 
 
 def _linear_cpu(x_RK: Tensor, weight: PackedWeight, bias_N: Tensor | None) -> Tensor:

@@ -5,9 +5,11 @@ then the tail tiles, which hold chunk and tree positions. Rows on the spine read
 read tiles gathered per leaf, each key in the lane of its absolute position, so that a row's products and sums are the
 ones it would have had decoding alone. The exact maximum over all tiles, exp, and fixed-order sums over tiles follow.
 
-Matrix products keep a row's bits when the row count is a multiple of ROW_BLOCK; every product is padded to that.
+Matrix products keep a row's bits when the row count is a multiple of some small number, which differs from machine to machine
+(`row_block` finds it); every product is padded to that.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,7 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-ROW_BLOCK = 16
+_ROW_BLOCKS = (4, 8, 16, 32)
+_PROBED_ROWS = 96  # more rows are computed as these are
 MAX_SCORES = 1 << 24  # floats of one score buffer; more rows are done in blocks
 IntArray = npt.NDArray[np.int64]
 
@@ -43,6 +46,7 @@ class TilePlan:
     positions: Tensor  # int64 [num_rows]
     leaves: tuple[LeafGroup, ...]
     masks: dict[tuple[int, int, int, int | None], Tensor] = field(default_factory=dict)  # see `hidden`
+    lanes: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # see `scaled`
 
     def hidden(self, block: slice, group: int, page_size: int, window: int | None) -> Tensor:
         """bool [tiles that may be hidden, 1, rows of the block * group, page size]: keys that a row must not see.
@@ -58,6 +62,41 @@ class TilePlan:
             mask = keys > positions
             self.masks[key] = mask if window is None else mask | (keys <= positions - window)
         return self.masks[key]
+
+    def scaled(self, q_RKGD: Tensor, scale: float) -> Tensor:
+        """Queries times scale as float32 [kv heads, rows * group, head_dim], with rows of zeros up to a whole block.
+
+        Every layer overwrites what the layer before was given.
+        """
+        rows, num_kv, group, head_dim = q_RKGD.shape
+        key = (rows, num_kv, group, head_dim)
+        if key not in self.lanes:
+            count = rows * group
+            self.lanes[key] = q_RKGD.new_zeros((num_kv, count + -count % row_block(head_dim), head_dim), dtype=torch.float32)
+        lanes_KMD = self.lanes[key]
+        used = lanes_KMD[:, : rows * group].view(num_kv, rows, group, head_dim)
+        torch.mul(q_RKGD.transpose(0, 1).float(), scale, out=used)
+        return lanes_KMD
+
+
+@functools.cache
+def row_block(head_dim: int) -> int:
+    """The least row count at whose multiples this machine's batched products give a row the same bits."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, _PROBED_ROWS, head_dim, generator=generator)
+    y = torch.randn(2, 3, head_dim, 64, generator=generator)
+    weights = torch.randn(2, 3, _PROBED_ROWS, 64, generator=generator)
+    products = ((x, y), (weights, y.transpose(2, 3).contiguous()), (x, y.transpose(2, 3).contiguous().transpose(2, 3)))
+    whole = [torch.matmul(left, right) for left, right in products]
+    for block in _ROW_BLOCKS[:-1]:
+        if all(
+            torch.equal(torch.matmul(left[:, :, start : start + count].contiguous(), right), out[:, :, start : start + count])
+            for (left, right), out in zip(products, whole, strict=True)
+            for count in range(block, _PROBED_ROWS, block)
+            for start in {0, _PROBED_ROWS - count}
+        ):
+            return block
+    return _ROW_BLOCKS[-1]
 
 
 def plan_tiles(
@@ -143,16 +182,16 @@ def tree_attention_tiles(
     num_rows, num_heads, head_dim = q_RHD.shape
     num_kv = k_pages.shape[1]
     group = num_heads // num_kv
-    q = (q_RHD.float() * scale).view(num_rows, num_kv, group, head_dim)
+    q_RKGD = q_RHD.view(num_rows, num_kv, group, head_dim)
     outs = []
     for plan in plans:
-        most_rows = max(ROW_BLOCK, MAX_SCORES // (len(plan.pages) * num_heads * k_pages.shape[2]))
+        most_rows = max(_ROW_BLOCKS[-1], MAX_SCORES // (len(plan.pages) * num_heads * k_pages.shape[2]))
         for block in _row_blocks(plan, most_rows):
-            rows = q[plan.row_start + block.start : plan.row_start + block.stop]
-            outs.append(_sequence(rows, k_pages, v_pages, plan, block, window, softcap))
+            rows = q_RKGD[plan.row_start + block.start : plan.row_start + block.stop]
+            outs.append(_sequence(rows, k_pages, v_pages, plan, block, scale, window, softcap))
     done = sum(plan.num_rows for plan in plans)
     if done < num_rows:
-        outs.append(q.new_zeros(num_rows - done, num_heads, head_dim))
+        outs.append(outs[0].new_zeros(num_rows - done, num_heads, head_dim))
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
     return out.to(q_RHD.dtype)
 
@@ -166,13 +205,20 @@ def _row_blocks(plan: TilePlan, most_rows: int) -> list[slice]:
 
 
 def _sequence(
-    q_RKGD: Tensor, k_pages: Tensor, v_pages: Tensor, plan: TilePlan, block: slice, window: int | None, softcap: float | None
+    q_RKGD: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    plan: TilePlan,
+    block: slice,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     """Attention of the rows `block` of one sequence: float32 [rows, heads, head_dim]."""
     rows, num_kv, group, head_dim = q_RKGD.shape
     page_size, num_tiles = k_pages.shape[2], len(plan.pages)
     k, v = _cached(k_pages, plan), _cached(v_pages, plan)  # [tiles, K, page, D]
-    q_KMD = _pad_rows(q_RKGD.transpose(0, 1).reshape(num_kv, rows * group, head_dim))
+    q_KMD = plan.scaled(q_RKGD, scale)
     in_block = block.stop - block.start
     chain = min(max(plan.num_chain - block.start, 0), in_block)
     if chain == in_block:
@@ -182,11 +228,11 @@ def _sequence(
         full = plan.num_full
         scores[:full] = torch.matmul(q_KMD, k[:full].transpose(2, 3))
         if chain:
-            scores[full:, :, : chain * group] = _product(q_KMD[:, : chain * group], k[full:].transpose(2, 3))
+            scores[full:, :, : chain * group] = _product(q_KMD[:, : chain * group], k[full:].transpose(2, 3), head_dim)
         tails = [_tail(k_pages, leaf, page_size) for leaf in plan.leaves]
         for leaf, tail in zip(plan.leaves, tails, strict=True):
             lanes = _lanes(leaf.rows - block.start, group)
-            scores[full:, :, lanes] = _product(q_KMD[:, lanes], tail.transpose(2, 3))
+            scores[full:, :, lanes] = _product(q_KMD[:, lanes], tail.transpose(2, 3), head_dim)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     hidden = plan.hidden(block, group, page_size, window)
@@ -199,10 +245,10 @@ def _sequence(
         parts = q_KMD.new_zeros(num_tiles, num_kv, q_KMD.shape[1], head_dim)
         parts[:full] = torch.matmul(weights[:full], v[:full])
         if chain:
-            parts[full:, :, : chain * group] = _product(weights[full:, :, : chain * group], v[full:])
+            parts[full:, :, : chain * group] = _product(weights[full:, :, : chain * group], v[full:], head_dim)
         for leaf in plan.leaves:
             lanes = _lanes(leaf.rows - block.start, group)
-            parts[full:, :, lanes] = _product(weights[full:, :, lanes], _tail(v_pages, leaf, page_size))
+            parts[full:, :, lanes] = _product(weights[full:, :, lanes], _tail(v_pages, leaf, page_size), head_dim)
     # over tiles first: torch sums columns that do not fill a vector in another order, and here all columns do
     out = parts.sum(0) / weights.sum(0).sum(-1, keepdim=True)
     return out[:, : rows * group].view(num_kv, rows, group, head_dim).transpose(0, 1).reshape(rows, num_kv * group, head_dim)
@@ -225,11 +271,7 @@ def _lanes(rows: Tensor, group: int) -> Tensor:
     return (rows[:, None] * group + torch.arange(group, device=rows.device)).view(-1)
 
 
-def _pad_rows(x: Tensor) -> Tensor:
-    """Zero rows up to a multiple of ROW_BLOCK in the last but one dimension."""
-    return torch.nn.functional.pad(x, (0, 0, 0, -x.shape[-2] % ROW_BLOCK))
-
-
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y, padded so that x's rows keep their bits."""
-    return torch.matmul(_pad_rows(x), y)[..., : x.shape[-2], :]
+def _product(x: Tensor, y: Tensor, head_dim: int) -> Tensor:
+    """x @ y, x padded with rows of zeros so that its own keep their bits."""
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[-2] % row_block(head_dim)))
+    return torch.matmul(padded, y)[..., : x.shape[-2], :]
