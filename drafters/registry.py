@@ -7,7 +7,6 @@ from specdec.config import EngineConfig
 from specdec.drafters.adversarial import AdversarialDrafter
 from specdec.drafters.draft_model import DraftModelDrafter, TreeModel
 from specdec.drafters.ngram import NgramDrafter
-from specdec.drafters.oracle import OracleDrafter
 from specdec.drafters.prediction import PredictionDrafter
 from specdec.drafters.suffix import SuffixDrafter
 from specdec.drafting import Drafter
@@ -21,7 +20,7 @@ class DrafterResources:
     """What drafters may need of the engine.
 
     vocab_size: of the target. samples: whether the acceptance rule wants `Proposal.q`. draft_model_factory: loads the
-    draft model, None where none is configured. oracle: see `AdversarialDrafter` and `OracleDrafter`.
+    draft model, None where none is configured. oracle: see `AdversarialDrafter`.
     """
 
     vocab_size: int
@@ -67,7 +66,6 @@ _FACTORIES: dict[str, Callable[[int, DrafterResources], Drafter]] = {
     "prediction": lambda source, _: PredictionDrafter(source),
     "draft-model": _draft_model,
     "adversarial": _adversarial,
-    "oracle": lambda source, resources: OracleDrafter(source, {} if resources.oracle is None else resources.oracle),
 }
-_NOT_SERVED = ("adversarial", "oracle")  # for tests and benches
+_NOT_SERVED = ("adversarial",)  # for tests and benches
 DRAFTER_NAMES = tuple(name for name in _FACTORIES if name not in _NOT_SERVED)

@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from specdec.acceptance.base import AcceptanceRule
 from specdec.acceptance.registry import RULES
 from specdec.admission import Admission
 from specdec.cache.pool import KVPool, cache_dtype
 from specdec.config import EngineConfig
+from specdec.device_loop import DeviceLoop
 from specdec.draft_runner import DraftRunner
 from specdec.drafters.registry import DrafterResources, make_drafters
 from specdec.engine import Engine
 from specdec.errors import ConfigError
+from specdec.kernels.linear import uses_triton
 from specdec.metrics import EngineMetrics
 from specdec.models.base import Model
 from specdec.models.info import ModelInfo, describe
@@ -36,6 +39,7 @@ SCRATCH_SLOTS = 512  # tree nodes of a round that may lie off their spines
 _COST_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _COST_CONTEXTS = (128, 1024)
 GPU_TILE = 64  # keys that the attention kernels read at once, from one page
+_CORPUS_TOKENS = 1 << 16  # of earlier responses that the device copies from
 _MOST_POSITIONS = 1 << 20  # of the pool, whatever memory is given
 
 
@@ -134,6 +138,8 @@ def build(
         chunk_tokens=config.chunk_tokens,
         prefix_cache=config.prefix_cache,
     )
+    with _explained_memory("a lower --cache-gb or --max-model-len"):
+        loop = _device_loop(config, runner, speculator, rule, max_model_len)
     engine = Engine(
         runner=runner,
         scheduler=scheduler,
@@ -143,6 +149,7 @@ def build(
         admission=Admission(model.config.vocab_size, max_model_len, names),
         scratch=scratch,
         metrics=EngineMetrics(loaded.name),
+        loop=loop,
     )
     return Assembled(
         engine=engine,
@@ -188,6 +195,21 @@ def _sizes(config: EngineConfig, model: Model) -> tuple[int, int]:
     if positions < 2 * config.page_size:
         raise ConfigError(f"cache_gb {config.cache_gb:g} holds only {positions} tokens of this model; raise --cache-gb.")
     return positions // config.page_size, wanted or min(most, positions)
+
+
+def _device_loop(
+    config: EngineConfig, runner: Runner, speculator: Speculator, rule: AcceptanceRule, max_model_len: int
+) -> DeviceLoop | None:
+    """Rounds without the host, where the kernels run on a GPU and the rule is the walk that they know."""
+    if not (config.device_loop and uses_triton(runner.device) and rule.per_seed and not speculator.hidden_layers):
+        return None
+    return DeviceLoop(
+        runner.model,
+        runner.pool,
+        max_sequences=config.max_batch,
+        max_model_len=max_model_len,
+        corpus_tokens=_CORPUS_TOKENS if speculator.copies_responses else 0,
+    )
 
 
 def _measure(

@@ -81,6 +81,16 @@ def truncate(scores_NV: Tensor, truncation: Truncation) -> Tensor:
     return left_NV
 
 
+def truncate_among(scores_NV: Tensor, truncation: Truncation, num: int) -> tuple[Tensor, Tensor]:
+    """`truncate` where the `num` best tokens suffice, without a look at the result; bool [N] tells for which rows they do."""
+    vocab_size = scores_NV.shape[1]
+    whole_N = (truncation.top_k_N >= vocab_size) & (truncation.top_p_N >= 1.0) & (truncation.min_p_N <= 0.0)
+    total_N = 1.0 / scores_NV.softmax(dim=-1).amax(dim=-1).double()
+    values_NK, tokens_NK, settled_N = _nucleus(scores_NV, truncation, total_N, num)
+    left_NV = torch.full_like(scores_NV, -torch.inf).scatter_(1, tokens_NK, values_NK)
+    return torch.where(whole_N[:, None], scores_NV, left_NV), settled_N | whole_N | (num == vocab_size)
+
+
 def _nucleus(scores_NV: Tensor, truncation: Truncation, total_N: Tensor, num: int) -> tuple[Tensor, Tensor, Tensor]:
     """The `num` best tokens with their scores, -inf for those that are dropped, and whether that is certainly the nucleus.
 

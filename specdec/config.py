@@ -33,6 +33,7 @@ class EngineConfig:
     max_tree_depth: int = 64
     prefix_cache: bool = True
     adaptive: bool = True  # False: drafts are always verified whole, whatever they cost
+    device_loop: bool = False  # on a GPU, run rounds ahead of the host; off until measured there, see docs/architecture.md
     num_threads: int | None = None  # of the CPU path; None: torch's own choice
 
     def __post_init__(self) -> None:

@@ -7,13 +7,17 @@ from collections import deque
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
+import numpy as np
+
 from specdec.acceptance.base import AcceptanceRule
 from specdec.admission import Admission
 from specdec.batch import RoundRows, build_rows
 from specdec.commit import Outcome, commit_kv, read_outcomes
+from specdec.device_loop import ROUNDS_AHEAD, DeviceLoop
 from specdec.drafting import Observation
 from specdec.errors import RequestError
 from specdec.layout import lay_out
+from specdec.loop_members import LoopRound, can_loop
 from specdec.metrics import EngineMetrics
 from specdec.output import emit, output, read_logprobs
 from specdec.request import FinishReason, Request, RequestOutput
@@ -52,6 +56,7 @@ class Engine:
         admission: limits that requests are checked against.
         scratch: KV slots for tree nodes off their spine.
         metrics: counters.
+        loop: runs rounds without the host where that is possible; None where each round needs it.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Engine:
         admission: Admission,
         scratch: IntArray,
         metrics: EngineMetrics,
+        loop: DeviceLoop | None = None,
     ) -> None:
         self.metrics = metrics
         self.max_model_len = admission.max_model_len
@@ -75,6 +81,9 @@ class Engine:
         self._tokenizer = tokenizer
         self._admission = admission
         self._scratch = scratch
+        self._loop = loop
+        self._in_loop: list[Sequence] = []
+        self._kept_out: set[str] = set()  # request ids whose rounds the device could not finish alone
         self._sampled: tuple[tuple[str, ...], SamplingBatch] = (
             (),
             SamplingBatch.build([], runner.model.config.vocab_size, runner.device),
@@ -149,13 +158,16 @@ class Engine:
         turns = self._scheduler.schedule()
         self._report()
         if not turns:
+            self._leave_loop()
             return False
         try:
-            self._round(turns)
+            if not self._round_ahead(turns):
+                self._round(turns)
         except Exception as error:
             _log.exception("A round failed.")
-            for turn in turns:
-                self._fail(turn.sequence, f"The round failed: {error}")
+            for sequence in {*(turn.sequence for turn in turns), *self._in_loop}:
+                self._fail(sequence, f"The round failed: {error}")
+            self._leave_loop()
         self._num_rounds += 1
         return True
 
@@ -175,6 +187,92 @@ class Engine:
         self._speculator.observe_cost(rows, time.perf_counter() - started)
         self._commit_prompts(turns, rows, result)
         self._settle(ready, drafts, outcomes, broken, rows, result)
+
+    def _round_ahead(self, turns: SequenceOf[Turn]) -> bool:
+        """One round of the device loop: enqueued before the outcome of the one before is read.
+
+        False where these turns need a round of the host's. Where a loop has to end first, this ends it.
+        """
+        ready = [turn.sequence for turn in turns]
+        plain = all(turn.has_tree and not turn.num_chunk for turn in turns)
+        if self._in_loop and (not plain or ready != self._in_loop):
+            self._land()
+            return True
+        if not self._in_loop and not (plain and self._enter_loop(ready)):
+            return False
+        assert self._loop is not None, "there is one to be in"
+        underway = self._loop.num_underway
+        if not all(self._ends_within(sequence, underway) for sequence in ready):
+            width, lookup = self._speculator.loop_plan(ready, self._loop.width_limit(len(ready)))
+            if not self._make_room_ahead(ready, width):
+                self._land()
+                return underway > 0
+            self._loop.enqueue(width, lookup)
+            if underway < ROUNDS_AHEAD:
+                return True
+        self._settle_ahead(self._loop.collect())
+        return True
+
+    def _enter_loop(self, ready: list[Sequence]) -> bool:
+        loop = self._loop
+        if loop is None or len(ready) > loop.max_sequences:
+            return False
+        for sequence in ready:
+            mine = can_loop(sequence.sampling, sequence.num_output_tokens) and self._speculator.can_loop(sequence)
+            if not mine or sequence.request_id in self._kept_out:
+                return False
+        for sequence in ready:
+            self._start(sequence)
+        loop.start([self._speculator.member(sequence) for sequence in ready], max(len(s.pages) for s in ready))
+        self._in_loop = ready
+        return True
+
+    def _ends_within(self, sequence: Sequence, rounds: int) -> bool:
+        """Whether its last token is underway for certain."""
+        return sequence.num_output_tokens + rounds >= sequence.sampling.max_tokens
+
+    def _make_room_ahead(self, ready: SequenceOf[Sequence], width: int) -> bool:
+        """Pages for all that the rounds underway and one more may write."""
+        assert self._loop is not None, "there is one to be in"
+        ahead = self._loop.rows_underway + width
+        for sequence in ready:
+            positions = len(sequence.tokens) - 1 + ahead
+            if positions > self.max_model_len or not self._scheduler.grow(sequence, positions):
+                return False
+        return self._loop.set_pages([sequence.pages for sequence in ready])
+
+    def _land(self) -> None:
+        """Take in what is underway and end the loop."""
+        assert self._loop is not None, "there is one to be in"
+        while self._loop.num_underway:
+            self._settle_ahead(self._loop.collect())
+        self._leave_loop()
+
+    def _leave_loop(self) -> None:
+        if self._loop is not None:
+            self._loop.discard()
+        self._in_loop = []
+
+    def _settle_ahead(self, outcome: LoopRound) -> None:
+        """Each sequence that is still there takes its tokens; those that end leave."""
+        self._speculator.observe_loop(outcome)
+        accepted = outcome.accepted
+        for index, sequence in enumerate(self._in_loop):
+            # one that ended, or gave its pages back, has no use for what came after
+            if sequence.request_id not in self._sequences or sequence.num_missing or not sequence.pages:
+                continue
+            if not outcome.sound[index]:
+                self._kept_out.add(sequence.request_id)
+                continue
+            num_cached = len(sequence.tokens) + int(accepted[index])
+            tree = self._speculator.looked_up(sequence.tokens[-1], outcome.drafts[index], int(outcome.origins[index]))
+            emission = emit(sequence, outcome.emitted[index])
+            self._scheduler.commit(sequence, min(num_cached, len(sequence.tokens) - 1))
+            self._speculator.observe_looked_up(sequence, tree, np.arange(1 + accepted[index]), emission.token_ids)
+            self.metrics.on_tokens(sequence, len(emission.token_ids), tree, int(accepted[index]))
+            self._deliver(sequence, output(sequence, emission, []))
+        if not outcome.sound.all():
+            self._leave_loop()
 
     def _sampling(self, ready: SequenceOf[Sequence]) -> SamplingBatch:
         """Made before the forward pass, which on a GPU the host runs ahead of; kept while the same sequences decode."""
@@ -256,6 +354,9 @@ class Engine:
         if sequence.admitted:
             self._speculator.release(sequence, finished=reason in (FinishReason.STOP, FinishReason.LENGTH))
         del self._sequences[sequence.request_id]
+        self._kept_out.discard(sequence.request_id)
+        if self._loop is not None and self._speculator.copies_responses and reason in (FinishReason.STOP, FinishReason.LENGTH):
+            self._loop.learn(sequence.tokens[sequence.num_prompt_tokens :])
         with self._wakeup:
             self._known_ids.discard(sequence.request_id)
         self.metrics.on_finish(sequence, reason)

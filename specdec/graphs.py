@@ -38,7 +38,7 @@ class Bucket:
             rows=next((size for size in ROW_BUCKETS if size >= rows.num_rows), rows.num_rows),
             sequences=_power_of_two(len(rows.bases_S)),
             depths=_power_of_two(rows.ancestor_slots_RD.shape[1]),
-            pages=_half_octave(rows.page_table_SP.shape[1]),
+            pages=half_octave(rows.page_table_SP.shape[1]),
         )
 
     @property
@@ -49,9 +49,8 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The tables of `RoundRows` as views of one int64 tensor."""
+    """The tables of `RoundRows` on the device, all int64."""
 
-    flat: Tensor
     tokens_R: Tensor
     positions_R: Tensor
     sequences_R: Tensor
@@ -66,7 +65,6 @@ class Tables:
         """Views of `flat`, which has as many entries as the bucket asks for."""
         tokens, positions, sequences, slots, bases, starts, pages, ancestors = torch.split(flat, list(bucket.sizes))
         return Tables(
-            flat=flat,
             tokens_R=tokens,
             positions_R=positions,
             sequences_R=sequences,
@@ -153,6 +151,8 @@ class DeviceContext:
 class _Prepared:
     """What a bucket needs: pinned and device tables, and the graph once it is captured, with what it leaves behind."""
 
+    host_flat: Tensor
+    device_flat: Tensor
     host: Tables
     context: DeviceContext
     copied: torch.cuda.Event  # after the last transfer from `host`
@@ -184,7 +184,7 @@ class DeviceForward:
         prepared = self._prepare(bucket, wanted)
         prepared.copied.synchronize()
         prepared.host.fill(rows, self._pool.spare_slot)
-        prepared.context.tables.flat.copy_(prepared.host.flat, non_blocking=True)
+        prepared.device_flat.copy_(prepared.host_flat, non_blocking=True)
         prepared.copied.record()
         if bucket.rows > GRAPH_ROWS:
             return self._run(prepared.context), prepared.context.captured
@@ -204,6 +204,8 @@ class DeviceForward:
             host = torch.zeros(sum(bucket.sizes), dtype=torch.int64, pin_memory=True)
             device = torch.zeros(sum(bucket.sizes), dtype=torch.int64, device=self._pool.device)
             self._prepared[key] = _Prepared(
+                host_flat=host,
+                device_flat=device,
                 host=Tables.of(host, bucket),
                 context=DeviceContext(Tables.of(device, bucket), self._pool, self._windows, wanted),
                 copied=torch.cuda.Event(),  # type: ignore[no-untyped-call]
@@ -230,7 +232,7 @@ def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _half_octave(count: int) -> int:
+def half_octave(count: int) -> int:
     """The next of 16, 24, 32, 48, 64, ..."""
     power = max(_power_of_two(count), _FEWEST_PAGES)
     return power * 3 // 4 if power > _FEWEST_PAGES and count <= power * 3 // 4 else power

@@ -49,7 +49,7 @@ class Planner:
         self._num_drafters = len(drafters)
         self._max_nodes = max_nodes
         self._adaptive = adaptive
-        self._costs = CostTable()
+        self.costs = CostTable()
         self._known_prices: dict[tuple[int, ...], tuple[FloatArray, float]] = {}  # of this round, by what they depend on
         self._calibration = Calibration(len(drafters), shape_only)
         self._requests: dict[str, _Request] = {}
@@ -123,7 +123,7 @@ class Planner:
             rows = np.arange(num_nodes + 2)
             rows += fixed_rows + num_sequences - 1
             rows[0] = num_sequences
-            seconds = self._costs.seconds(rows, context)
+            seconds = self.costs.seconds(rows, context)
             self._known_prices[key] = seconds[1:] - seconds[1], float(seconds[0])
         return self._known_prices[key]
 
@@ -158,7 +158,7 @@ class Planner:
 
     def observe_cost(self, rows: int, context: int, seconds: float) -> None:
         """A round of so many rows, at start-up or in service, took `seconds`."""
-        self._costs.observe(rows, context, seconds)
+        self.costs.observe(rows, context, seconds)
         self._known_prices.clear()
 
     def observe_draft(self, drafter: int, seconds: float, num_sequences: int) -> None:

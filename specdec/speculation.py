@@ -11,11 +11,17 @@ from torch import Tensor
 
 from specdec.batch import RoundRows
 from specdec.config import EngineConfig
+from specdec.device_round import LONGEST_MATCH, Origin
 from specdec.drafting import DraftContext, Drafter, Observation, Proposal
+from specdec.lookup_width import WidthPolicy
+from specdec.loop_members import LoopRound, Member
 from specdec.planner import Planner
 from specdec.request import SpeculationStats
 from specdec.sequence import Sequence
 from specdec.tree import NO_DRAFTER, DraftTree, IntArray, merge
+
+# the drafters that the device's own lookup stands in for, by where it finds a match
+_LOOKUP = {Origin.HISTORY: "ngram", Origin.REFERENCE: "prediction", Origin.CORPUS: "suffix"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,18 @@ class Speculator:
         self._planner = planner
         self._config = config
         self._max_model_len = max_model_len
+        self._names = tuple(drafter.name for drafter in self.drafters)
+        self._width = WidthPolicy(planner.costs, config.max_tree_nodes, config.adaptive)
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether the device may look for drafts by itself."""
+        return _LOOKUP[Origin.HISTORY] in self._names
+
+    @property
+    def copies_responses(self) -> bool:
+        """Whether earlier responses are drafted from."""
+        return _LOOKUP[Origin.CORPUS] in self._names
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
@@ -85,6 +103,52 @@ class Speculator:
         )
         drafts = [draft.cut(keep) for draft, keep in zip(drafts, keeps, strict=True)]
         return [_at_most(draft, contexts[i].max_nodes) if i in contexts else draft for i, draft in enumerate(drafts)]
+
+    def can_loop(self, sequence: Sequence) -> bool:
+        """Whether the device alone can draft for a sequence what this engine would."""
+        wish = sequence.request.speculation
+        if not self.drafters or not wish.enabled:
+            return True
+        names = set(self._names) if wish.drafter is None else {wish.drafter}
+        return _LOOKUP[Origin.HISTORY] in names and names <= set(_LOOKUP.values())
+
+    def member(self, sequence: Sequence) -> Member:
+        """A sequence as the device loop takes it."""
+        wish = sequence.request.speculation
+        most = min(self._config.max_tree_nodes, wish.max_nodes or self._config.max_tree_nodes) - 1
+        drafts = min(most, self._config.max_tree_depth) if wish.enabled and self.looks_up else 0
+        refers = drafts and wish.drafter is None and _LOOKUP[Origin.REFERENCE] in self._names
+        return Member(
+            key=sequence,
+            tokens=sequence.tokens,
+            reference=_reference(sequence) if refers else (),
+            sampling=sequence.sampling,
+            most_drafts=drafts,
+        )
+
+    def loop_plan(self, sequences: SequenceOf[Sequence], limit: int) -> tuple[int, bool]:
+        """Rows that each sequence brings to the device loop's next round, at most `limit`; whether to look for drafts."""
+        if not self.looks_up or not any(sequence.request.speculation.enabled for sequence in sequences):
+            return 1, False
+        return self._width.choose(len(sequences), max(len(sequence.tokens) for sequence in sequences), limit), True
+
+    def observe_loop(self, outcome: LoopRound) -> None:
+        """What a round of the device loop gave and took."""
+        if self.looks_up:
+            self._width.observe(outcome)
+        if outcome.seconds is not None:
+            self._width.observe_seconds(len(outcome.emitted), outcome.width, outcome.seconds)
+
+    def observe_looked_up(self, sequence: Sequence, draft: DraftTree, kept: IntArray, emitted: SequenceOf[int]) -> None:
+        """What became of a sequence's draft in a round of the device loop; the planner's trees are not concerned."""
+        count(sequence.stats, draft, kept[: 1 + len(emitted)], self._names)
+        self.tell(Observation(request_id=sequence.request_id, emitted=emitted))
+
+    def looked_up(self, root: int, drafts: list[int], origin: int) -> DraftTree:
+        """A chain that the device drafted, as the drafter's that it stands in for."""
+        if not drafts:
+            return DraftTree.root(root)
+        return DraftTree.chain(root, drafts, self._names.index(_LOOKUP[Origin(origin)]))
 
     def _contexts(self, sequences: SequenceOf[Sequence]) -> dict[int, DraftContext]:
         """What each sequence may be drafted, by its index; those that may not or need not are left out."""
@@ -137,7 +201,7 @@ class Speculator:
         """
         self._planner.observe(sequence.request_id, draft.tree, path)
         kept = path[: 1 + len(observation.emitted)]
-        count(sequence.stats, draft.tree, kept, [drafter.name for drafter in self.drafters])
+        count(sequence.stats, draft.tree, kept, self._names)
         self.tell(observation)
 
     def observe_cost(self, rows: RoundRows, seconds: float) -> None:
@@ -148,6 +212,12 @@ class Speculator:
         """Pass an observation on to every drafter."""
         for drafter in self.drafters:
             drafter.observe([observation])
+
+
+def _reference(sequence: Sequence) -> tuple[int, ...]:
+    """The text that the request expects, behind the prompt's end, so that a match leads from there into it."""
+    request = sequence.request
+    return (*request.prompt_ids[-LONGEST_MATCH:], *request.prediction_ids) if request.prediction_ids else ()
 
 
 def _join(proposals: list[Proposal]) -> Draft:

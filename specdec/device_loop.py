@@ -1,0 +1,316 @@
+"""Rounds that the device runs by itself: enqueued ahead, their outcome read one round late.
+
+While the same sequences decode and none asks for what only the host can do, a round needs nothing from the host: drafts come
+from the device's own histories, and the next round's inputs are this one's outputs. The host enqueues the next round before
+it looks at the last one, so the device never waits. What a stop string makes void is thrown away.
+
+Legend of shape suffixes: S sequences of a bucket, W rows of a sequence, L room of a history, P pages of a bucket.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specdec.cache.pool import KVPool
+from specdec.candidates import Truncation, truncate_among
+from specdec.device_round import LoopState, commit_round, draft_rows
+from specdec.graphs import MAX_GRAPHS, ROW_BUCKETS, DeviceContext, half_octave
+from specdec.kernels.gumbel import gumbel_argmax
+from specdec.kernels.suffix_match import SEPARATOR
+from specdec.loop_members import HistoryText, LoopRound, Member
+from specdec.models.base import Model
+from specdec.sampling import Kind, finite_rows
+from specdec.tree import IntArray
+
+ROUNDS_AHEAD = 1  # enqueued beyond the one whose outcome the host waits for
+MOST_ROWS = ROW_BUCKETS[-1]
+MAX_WIDTH = 8
+_CANDIDATES = 1024  # of a nucleus; a wider one is the host's affair
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """What a CUDA graph of a round is made for."""
+
+    sequences: int
+    width: int
+    pages: int
+    lookup: bool
+    truncated: bool
+
+
+@dataclass(slots=True)
+class _Underway:
+    """A round that was enqueued."""
+
+    told: Tensor  # pinned where the device is a GPU
+    members: int
+    width: int
+    done: torch.cuda.Event | None = None  # since when `told` can be read
+    before: torch.cuda.Event | None = None  # the same of the round that it follows at once
+
+
+class DeviceLoop:
+    """Owns the device's view of the sequences that decode without the host.
+
+    Args:
+        model: the target.
+        pool: its K/V pages.
+        max_sequences: at once.
+        max_model_len: positions of a sequence.
+        corpus_tokens: of earlier responses that are kept to copy from, 0 for none.
+    """
+
+    def __init__(self, model: Model, pool: KVPool, *, max_sequences: int, max_model_len: int, corpus_tokens: int = 0) -> None:
+        self._model = model
+        self._pool = pool
+        self._windows = tuple(spec.window for spec in model.cache_specs)
+        self.max_sequences = min(max_sequences, MOST_ROWS)
+        self._most_pages = -(-max_model_len // pool.page_size)
+        self._most_reference = max_model_len
+        self._room = self._most_reference + 1 + max_model_len + MAX_WIDTH
+        size, device = _bucket(self.max_sequences), pool.device
+
+        def of_sequences(dtype: torch.dtype) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        self._state = LoopState(
+            history_SL=torch.zeros(size, self._room, dtype=torch.int32, device=device),
+            corpus_C=torch.full((corpus_tokens,), SEPARATOR, dtype=torch.int32, device=device),
+            lengths_S=of_sequences(torch.int64),
+            offsets_S=of_sequences(torch.int64),
+            page_table_SP=torch.zeros(0, dtype=torch.int64, device=device),
+            mirrors_S=of_sequences(torch.bool),
+            most_drafts_S=of_sequences(torch.int64),
+            seeds_S=of_sequences(torch.int64),
+            temperatures_S=of_sequences(torch.float32),
+            noisy_S=of_sequences(torch.bool),
+        )
+        self._truncation = Truncation(
+            top_k_N=of_sequences(torch.int64), top_p_N=of_sequences(torch.float64), min_p_N=of_sequences(torch.float64)
+        )
+        self._rows: list[tuple[Hashable, int]] = []  # whose history each row holds, and how much of it at least
+        self._corpus_end = 0  # where the next response goes
+        self._to_learn: list[int] = []
+        self._page_tables: dict[tuple[int, int], Tensor] = {}
+        self._pages: IntArray = np.zeros((0, 0), np.int64)
+        self._num_members = 0
+        self._truncated = False
+        self._underway: deque[_Underway] = deque()
+        self._graphs: OrderedDict[_Key, tuple[torch.cuda.CUDAGraph, Tensor]] = OrderedDict()
+        self._memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    @property
+    def num_underway(self) -> int:
+        """Rounds enqueued whose outcome was not collected yet."""
+        return len(self._underway)
+
+    @property
+    def rows_underway(self) -> int:
+        """Rows of a sequence in all of them: by so much it may have grown at most."""
+        return sum(entry.width for entry in self._underway)
+
+    def width_limit(self, num_members: int) -> int:
+        """The most rows that each of so many members may bring to a round."""
+        return min(MAX_WIDTH, MOST_ROWS // _bucket(num_members))
+
+    def learn(self, response: SequenceOf[int]) -> None:
+        """A response to copy from later; the oldest ones make room."""
+        if len(self._state.corpus_C):
+            self._to_learn += [*response, SEPARATOR]
+
+    @torch.inference_mode()
+    def start(self, members: SequenceOf[Member], num_pages: int) -> None:
+        """Tell the device of the sequences; no round may be underway.
+
+        Args:
+            members: at most `max_sequences`.
+            num_pages: the most that one of them holds already.
+        """
+        assert not self._underway, "the rounds before are collected"
+        self._write_corpus()
+        self._num_members = len(members)
+        size = _bucket(len(members))
+        mirrored = [*members, *[members[-1]] * (size - len(members))]
+        texts = [HistoryText.of(member, self._most_reference) for member in mirrored]
+        self._write_histories(texts)
+        params = [member.sampling for member in mirrored]
+        vocab_size, state = self._model.config.vocab_size, self._state
+        self._truncated = any(Kind.of(p) == Kind.TRUNCATED for p in params)
+        for target, values in (
+            (state.lengths_S, [len(text) for text in texts]),
+            (state.offsets_S, [text.offset for text in texts]),
+            (state.mirrors_S, [index >= len(members) for index in range(size)]),
+            (state.most_drafts_S, [member.most_drafts for member in mirrored]),
+            (state.seeds_S, [p.seed for p in params]),
+            (state.temperatures_S, [1.0 if p.greedy else p.temperature for p in params]),
+            (state.noisy_S, [not p.greedy for p in params]),
+            (self._truncation.top_k_N, [vocab_size if p.greedy else min(p.top_k or vocab_size, vocab_size) for p in params]),
+            (self._truncation.top_p_N, [1.0 if p.greedy else p.top_p for p in params]),
+            (self._truncation.min_p_N, [0.0 if p.greedy else p.min_p for p in params]),
+        ):
+            target[:size] = torch.tensor(values, dtype=target.dtype)
+        self._pages = np.full((size, self._page_bucket(num_pages)), -1, np.int64)
+
+    @torch.inference_mode()
+    def set_pages(self, pages: SequenceOf[SequenceOf[int]]) -> bool:
+        """Tell the device of the members' pages, where there are new ones; False when this loop has no room for so many."""
+        longest = max(map(len, pages))
+        if longest > self._pages.shape[1]:
+            return False
+        known = self._pages
+        changed = False
+        for row, mine in zip(known, pages, strict=False):
+            if row[len(mine) - 1] < 0:
+                row[: len(mine)] = mine
+                changed = True
+        if changed:
+            known[len(pages) :] = known[len(pages) - 1]
+            self._upload(self._page_table(), torch.from_numpy(np.maximum(known, 0)))
+        return True
+
+    @torch.inference_mode()
+    def enqueue(self, width: int, lookup: bool) -> None:
+        """One more round.
+
+        Args:
+            width: rows of each member.
+            lookup: look for matches.
+        """
+        size, num_pages = self._pages.shape
+        key = _Key(size, width, num_pages, lookup, self._truncated)
+        if self._pool.device.type == "cuda":
+            before = self._underway[-1].done if self._underway and key in self._graphs else None
+            told = self._replay(key)
+            host = torch.empty(told.shape, dtype=told.dtype, pin_memory=True)
+            host.copy_(told, non_blocking=True)
+            done = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            done.record()
+            self._underway.append(_Underway(host, self._num_members, width, done, before))
+        else:
+            self._underway.append(_Underway(self._round(key), self._num_members, width))
+
+    def collect(self) -> LoopRound:
+        """The outcome of the oldest round underway; waits for it."""
+        entry = self._underway.popleft()
+        seconds = None
+        if entry.done is not None:
+            entry.done.synchronize()
+            seconds = entry.before.elapsed_time(entry.done) / 1e3 if entry.before is not None else None
+        return LoopRound.read(entry.told[: entry.members].numpy(), entry.width, seconds)
+
+    def discard(self) -> None:
+        """Forget the rounds underway. What they still write lies behind what the host knows of, and later work comes after."""
+        self._underway.clear()
+
+    def _write_histories(self, texts: SequenceOf[HistoryText]) -> None:
+        """Rows that hold a member's history already are moved and lengthened, others written whole."""
+        history_SL, held = self._state.history_SL, {key: (row, length) for row, (key, length) in enumerate(self._rows)}
+        sources = [held.get(text.key, (row, 0)) for row, text in enumerate(texts)]
+        moved = torch.tensor([row for row, _ in sources], device=history_SL.device)
+        history_SL[: len(texts)] = history_SL[moved]
+        tails = [np.asarray(text.tail(known), np.int32) for text, (_, known) in zip(texts, sources, strict=True)]
+        starts = [row * self._room + len(text) - len(tail) for row, (text, tail) in enumerate(zip(texts, tails, strict=True))]
+        places = [np.arange(start, start + len(tail)) for start, tail in zip(starts, tails, strict=True)]
+        tokens, where = (torch.from_numpy(np.concatenate(parts)).to(history_SL.device) for parts in (tails, places))
+        history_SL.view(-1)[where] = tokens
+        self._rows = [(text.key, len(text)) for text in texts]
+
+    def _write_corpus(self) -> None:
+        corpus_C = self._state.corpus_C
+        new, self._to_learn = self._to_learn[-len(corpus_C) :], []
+        while new:
+            part = new[: len(corpus_C) - self._corpus_end]
+            new = new[len(part) :]
+            corpus_C[self._corpus_end : self._corpus_end + len(part)] = torch.tensor(part, dtype=torch.int32)
+            self._corpus_end = (self._corpus_end + len(part)) % len(corpus_C)
+
+    def _round(self, key: _Key) -> Tensor:
+        """See `commit_round` for what comes back."""
+        state = self._of(key)
+        draft = draft_rows(state, key.width, self._pool.page_size, self._pool.spare_slot, key.lookup)
+        context = DeviceContext(draft.tables, self._pool, self._windows, ())
+        logits_RV = self._model.logits(self._model.forward(draft.tables.tokens_R, context))
+        sound_R = finite_rows(logits_RV)
+
+        def of_rows(values_S: Tensor) -> Tensor:
+            return values_S[: key.sequences, None].expand(-1, key.width).reshape(-1).contiguous()
+
+        temperatures_R = of_rows(state.temperatures_S)
+        if key.truncated:
+            limits = self._truncation
+            rows = Truncation(top_k_N=of_rows(limits.top_k_N), top_p_N=of_rows(limits.top_p_N), min_p_N=of_rows(limits.min_p_N))
+            most = min(_CANDIDATES, logits_RV.shape[1])
+            logits_RV, settled_R = truncate_among(logits_RV / temperatures_R[:, None], rows, most)
+            sound_R = sound_R & settled_R
+            temperatures_R = torch.ones_like(temperatures_R)
+        positions_R = draft.tables.positions_R + 1
+        chosen_R = gumbel_argmax(
+            logits_RV.contiguous(), of_rows(state.seeds_S), positions_R, temperatures_R, of_rows(state.noisy_S)
+        )
+        return commit_round(state, draft, chosen_R.view(-1, key.width), sound_R.view(-1, key.width))
+
+    def _of(self, key: _Key) -> LoopState:
+        """The state of the bucket's sequences, as views."""
+        state, size = self._state, key.sequences
+        return LoopState(
+            history_SL=state.history_SL[:size],
+            corpus_C=state.corpus_C,
+            lengths_S=state.lengths_S[:size],
+            offsets_S=state.offsets_S[:size],
+            page_table_SP=self._page_table(),
+            mirrors_S=state.mirrors_S[:size],
+            most_drafts_S=state.most_drafts_S[:size],
+            seeds_S=state.seeds_S[:size],
+            temperatures_S=state.temperatures_S[:size],
+            noisy_S=state.noisy_S[:size],
+        )
+
+    def _replay(self, key: _Key) -> Tensor:
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(key)
+            if len(self._graphs) > MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        graph, told = self._graphs[key]
+        graph.replay()
+        return told
+
+    def _capture(self, key: _Key) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Run once, which compiles kernels, take that back, and record."""
+        lengths_S = self._state.lengths_S.clone()
+        stream = torch.cuda.Stream(self._pool.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._round(key)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._state.lengths_S.copy_(lengths_S)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+            told = self._round(key)
+        return graph, told
+
+    def _page_bucket(self, count: int) -> int:
+        """Room to grow in, so that few graphs serve all lengths."""
+        return min(half_octave(count + 1), max(self._most_pages, count))
+
+    def _page_table(self) -> Tensor:
+        shape = self._pages.shape
+        if shape not in self._page_tables:
+            self._page_tables[shape] = torch.zeros(shape, dtype=torch.int64, device=self._pool.device)
+        return self._page_tables[shape]
+
+    def _upload(self, target: Tensor, values: Tensor) -> None:
+        """Without waiting for the rounds underway, which read the old values, and before the next one, which reads the new."""
+        if target.device.type == "cuda":
+            values = values.pin_memory()
+        target.copy_(values, non_blocking=True)
+
+
+def _bucket(count: int) -> int:
+    return next(size for size in ROW_BUCKETS if size >= count)

@@ -1,0 +1,111 @@
+"""What goes into the device loop and what comes out of it, as the host sees it."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from specdec.device_round import Told
+from specdec.kernels.suffix_match import SEPARATOR
+from specdec.request import SamplingParams
+from specdec.tree import IntArray
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def can_loop(sampling: SamplingParams, num_output_tokens: int) -> bool:
+    """Whether the device alone can draw these tokens. What reads the history, or tells more than tokens, needs the host."""
+    edited = sampling.has_penalties or bool(sampling.logit_bias) or num_output_tokens < sampling.min_tokens
+    return sampling.logprobs is None and not edited
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """A sequence as it enters the loop.
+
+    key: the same whenever the same sequence enters. tokens: prompt and output. most_drafts: in one round, 0 for none.
+    """
+
+    key: Hashable
+    tokens: Sequence[int]
+    reference: Sequence[int]
+    sampling: SamplingParams
+    most_drafts: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoopRound:
+    """What a round told, on the host; one entry per member, in order.
+
+    emitted: tokens that follow the root: the accepted drafts, then the target's own. drafts: those that were verified.
+    sound: False where the round must be run again by the host. found, guessed: see `Told`. origins: see `Origin`.
+    seconds: what it took; None unless it followed another round at once.
+    """
+
+    width: int
+    emitted: list[list[int]]
+    drafts: list[list[int]]
+    sound: BoolArray
+    found: BoolArray
+    guessed: BoolArray
+    origins: IntArray
+    seconds: float | None
+
+    @property
+    def accepted(self) -> IntArray:
+        """int64: accepted drafts of each member."""
+        return np.array([len(tokens) - 1 for tokens in self.emitted], np.int64)
+
+    @property
+    def drafted(self) -> IntArray:
+        """int64: verified drafts of each member."""
+        return np.array([len(tokens) for tokens in self.drafts], np.int64)
+
+    @staticmethod
+    def read(told: IntArray, width: int, seconds: float | None = None) -> "LoopRound":
+        """From what `commit_round` gives, int64 [members, len(Told) + 2 * width]."""
+        columns, tokens, chosen = np.split(told, [len(Told), len(Told) + width], axis=1)
+        counts = zip(columns[:, Told.ACCEPTED].tolist(), columns[:, Told.DRAFTED].tolist(), strict=True)
+        emitted, drafts = [], []
+        for (accepted, drafted), mine, target in zip(counts, tokens.tolist(), chosen.tolist(), strict=True):
+            emitted.append(target[: accepted + 1])
+            drafts.append(mine[1 : drafted + 1])
+        flags = columns != 0
+        return LoopRound(
+            width=width,
+            emitted=emitted,
+            drafts=drafts,
+            sound=flags[:, Told.SOUND],
+            found=flags[:, Told.FOUND],
+            guessed=flags[:, Told.GUESSED],
+            origins=columns[:, Told.ORIGIN],
+            seconds=seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryText:
+    """What a row of the histories holds: a reference and a separator where there is one, then prompt and output."""
+
+    key: Hashable
+    before: Sequence[int]
+    tokens: Sequence[int]
+
+    @staticmethod
+    def of(member: Member, most_reference: int) -> "HistoryText":
+        """A reference of more tokens loses its beginning."""
+        before = [*member.reference[-most_reference:], SEPARATOR] if member.reference else []
+        return HistoryText(member.key, before, member.tokens)
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.tokens)
+
+    @property
+    def offset(self) -> int:
+        """Where the prompt begins."""
+        return len(self.before)
+
+    def tail(self, known: int) -> list[int]:
+        """What follows the first `known` tokens."""
+        return [*self.before[known:], *self.tokens[max(known - self.offset, 0) :]]

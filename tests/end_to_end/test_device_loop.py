@@ -1,0 +1,243 @@
+"""Rounds that the device runs ahead of the host give every request the tokens that rounds of the host give it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specdec import assemble, device_loop
+from specdec.cache.pool import KVPool, cache_dtype
+from specdec.config import EngineConfig
+from specdec.device_loop import DeviceLoop
+from specdec.llm import LLM, Completion
+from specdec.request import FinishReason, Request, RequestOutput, SamplingParams, SpeculationParams
+
+PAGE = 64
+LONG = tuple((i * 7) % 250 + 3 for i in range(60))
+PROMPTS = (LONG, (5,), tuple(range(10, 50)))
+SAMPLINGS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.0},
+    {"temperature": 0.7, "seed": 1},
+    {"temperature": 1.0, "seed": 3, "top_k": 20, "top_p": 0.9, "min_p": 0.02},
+)
+DRAFTERS = ("ngram", "suffix", "prediction")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "cpu",
+        pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]),
+    ],
+)
+def loaded(request: pytest.FixtureRequest, tiny_checkpoint: Callable[..., Path]) -> assemble.LoadedModel:
+    folder = tiny_checkpoint("llama", num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+    dtype = "float32" if request.param == "cpu" else "bfloat16"
+    return assemble.load(EngineConfig(model=str(folder), dtype=dtype, device=request.param))
+
+
+@pytest.fixture(autouse=True)
+def loop_on_the_cpu(request: pytest.FixtureRequest, loaded: assemble.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the layers stay as they are, and attention runs in Triton's interpreter."""
+    if loaded.model.device.type == "cpu":
+        request.getfixturevalue("triton_interpreter")
+        pytest.importorskip("specdec.kernels.tree_attention.kernel")
+        monkeypatch.setattr(assemble, "uses_triton", lambda _device: True)
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The widths of the loop's rounds."""
+    seen: list[int] = []
+    enqueue = DeviceLoop.enqueue
+
+    def noted(loop: DeviceLoop, width: int, lookup: bool) -> None:
+        seen.append(width)
+        enqueue(loop, width, lookup)
+
+    monkeypatch.setattr(DeviceLoop, "enqueue", noted)
+    return seen
+
+
+def llm(loaded: assemble.LoadedModel, **fields: Any) -> LLM:
+    device = loaded.model.device.type
+    defaults: dict[str, Any] = {"page_size": PAGE, "cache_gb": 0.01, "drafters": (), "max_tree_nodes": 4, "device_loop": True}
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    config = EngineConfig(model=loaded.name, dtype=dtype, device=device, **defaults | fields)
+    return LLM(assemble.build(config, loaded=loaded))
+
+
+def requests(max_tokens: int = 9) -> list[Request]:
+    return [
+        Request(
+            request_id=f"{p}-{s}",
+            prompt_ids=prompt,
+            sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True, **sampling),
+        )
+        for p, prompt in enumerate(PROMPTS)
+        for s, sampling in enumerate(SAMPLINGS)
+    ]
+
+
+def content(completion: Completion) -> tuple[object, ...]:
+    return completion.token_ids, completion.text, completion.finish_reason, completion.stop_reason
+
+
+@pytest.fixture(scope="module")
+def expected(loaded: assemble.LoadedModel) -> dict[str, Completion]:
+    """Every request alone, each round with the host."""
+    alone = llm(loaded, max_batch=1, device_loop=False, prefix_cache=False)
+    return {request.request_id: alone.generate([request])[0] for request in requests()}
+
+
+def predicted(expected: dict[str, Completion]) -> list[Request]:
+    """The requests, each with its answer as the text it expects."""
+    return [replace(request, prediction_ids=tuple(expected[request.request_id].token_ids)) for request in requests()]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"drafters": DRAFTERS},
+        {"drafters": DRAFTERS, "adaptive": False, "max_batch": 3, "prefix_cache": False},
+    ],
+    ids=["plain", "planned", "wide"],
+)
+def test_nothing_changes_a_token(
+    loaded: assemble.LoadedModel, expected: dict[str, Completion], rounds: list[int], fields: dict[str, Any]
+) -> None:
+    engine = llm(loaded, **fields)
+    done = engine.generate(predicted(expected))
+    for found in done:
+        assert content(found) == content(expected[found.request_id]), found.request_id
+    assert rounds, "the loop ran"
+    all_stats = [found.stats for found in done]
+    if fields.get("adaptive", True):
+        return
+    assert set(rounds) == {4}
+    accepted, steps = (sum(counts) for counts in zip(*((s.num_accepted_tokens, s.num_steps) for s in all_stats), strict=True))
+    assert accepted > steps, "most predictions come true"
+    for stats in all_stats:
+        assert sum(stats.accepted_histogram) == stats.num_steps
+        assert sum(stats.accepted_by_depth) == stats.num_accepted_tokens
+        assert sum(stats.drafted_by_drafter.values()) == stats.num_draft_tokens
+    assert sum(stats.accepted_by_drafter.get("prediction", 0) for stats in all_stats) > 0
+    engine.engine.check()
+
+
+def test_earlier_responses_are_drafted_from(loaded: assemble.LoadedModel, expected: dict[str, Completion]) -> None:
+    engine = llm(loaded, drafters=DRAFTERS, adaptive=False, max_batch=1)
+    first, again = (engine.generate([request])[0] for request in (requests()[0], replace(requests()[0], request_id="again")))
+    assert content(again) == content(first) == content(expected[first.request_id])
+    assert again.stats.accepted_by_drafter.get("suffix", 0) > 0
+    assert again.stats.num_steps < first.stats.num_steps
+
+
+def run(
+    engine: LLM, arrivals: Mapping[int, Sequence[Request]], aborts: Mapping[int, str] | None = None
+) -> dict[str, list[int]]:
+    """Tokens by request; requests arrive and leave at given rounds."""
+    outputs: dict[str, list[RequestOutput]] = {}
+    core, step = engine.engine, 0
+    while core.has_work or step <= max(arrivals):
+        for request in arrivals.get(step, ()):
+            core.submit(request, outputs.setdefault(request.request_id, []).append)
+        if aborts and step in aborts:
+            core.abort(aborts[step])
+        core.step()
+        step += 1
+    core.check()
+    assert core.status().pages_used == 0
+    return {name: [token for output in seen for token in output.token_ids] for name, seen in outputs.items()}
+
+
+def test_who_comes_and_goes_changes_nobody(
+    loaded: assemble.LoadedModel, expected: dict[str, Completion], rounds: list[int]
+) -> None:
+    asked = requests()
+
+    def variant(name: str, of: Request, **fields: Any) -> Request:
+        return replace(of, request_id=name, sampling=replace(of.sampling, **fields))
+
+    told_more = variant("logprobs", asked[1], logprobs=1)
+    penalised = variant("penalties", asked[4], presence_penalty=0.5, max_tokens=5)
+    stopping = variant("stop", asked[0], stop_token_ids=(expected["0-0"].token_ids[5],))
+    off = replace(asked[3], request_id="off", speculation=SpeculationParams(enabled=False))
+    arrivals = {0: asked[:3], 3: [*asked[3:5], stopping], 7: [told_more, off], 9: [penalised], 14: [asked[6]]}
+    for drafters in ((), DRAFTERS):
+        found = run(llm(loaded, drafters=drafters), arrivals, aborts={5: "0-1"})
+        alone = llm(loaded, max_batch=1, device_loop=False, prefix_cache=False)
+        for request in [*asked[:5], asked[6], told_more, stopping, off, penalised]:
+            whole = list(alone.generate([request])[0].token_ids)
+            if request.request_id == "0-1":
+                assert found["0-1"] == whole[: len(found["0-1"])]
+                assert len(found["0-1"]) < len(whole)
+            else:
+                assert found[request.request_id] == whole, request.request_id
+    assert rounds
+
+
+def test_preemption_changes_no_token(loaded: assemble.LoadedModel, rounds: list[int]) -> None:
+    """Each fits in a page at first and needs another, which not all can have."""
+    model = loaded.model
+    asked = [replace(request, prompt_ids=LONG) for request in requests(max_tokens=12)[:3]]
+    alone = llm(loaded, max_batch=1, prefix_cache=False, device_loop=False)
+    expected = [alone.generate([request])[0] for request in asked]
+    page_bytes = KVPool.page_bytes(model.cache_specs, PAGE, cache_dtype(model.dtype, model.device))
+    tight = llm(loaded, cache_gb=page_bytes * 5.01 / 1e9)
+    for found, wanted in zip(tight.generate(asked), expected, strict=True):
+        assert content(found) == content(wanted), found.request_id
+    assert tight.engine.status().num_preemptions > 0
+    assert rounds
+    tight.engine.check()
+
+
+def test_a_nucleus_too_wide_for_the_device_goes_to_the_host(
+    loaded: assemble.LoadedModel, expected: dict[str, Completion], rounds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_loop, "_CANDIDATES", 3)
+    for found in llm(loaded).generate(requests()):
+        assert content(found) == content(expected[found.request_id]), found.request_id
+    assert rounds
+
+
+def test_a_failing_round_fails_its_requests_and_no_others(
+    loaded: assemble.LoadedModel, expected: dict[str, Completion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = llm(loaded)
+    outputs: list[RequestOutput] = []
+    with monkeypatch.context() as broken:
+        broken.setattr(DeviceLoop, "_round", lambda *_: 1 / 0)
+        engine.engine.submit(requests()[0], outputs.append)
+        while engine.engine.step():
+            pass
+    assert outputs[-1].finish_reason is FinishReason.ERROR
+    assert "division" in (outputs[-1].error or "")
+    second = requests()[1]
+    assert content(engine.generate([second])[0]) == content(expected[second.request_id])
+    engine.engine.check()
+
+
+def test_logits_that_are_not_finite_fail_their_request_only(
+    loaded: assemble.LoadedModel, expected: dict[str, Completion], rounds: list[int]
+) -> None:
+    engine = llm(loaded).engine
+    bad, healthy = replace(requests()[1], request_id="bad"), requests()[3]
+    outputs: dict[str, list[RequestOutput]] = {"bad": [], healthy.request_id: []}
+    for request in (bad, healthy):
+        engine.submit(request, outputs[request.request_id].append)
+    while len(rounds) < 4:
+        engine.step()
+    with torch.inference_mode():
+        engine._runner.pool.layer(0)[1][engine._sequences["bad"].pages[0]] = torch.nan
+    while engine.step():
+        pass
+    assert outputs["bad"][-1].finish_reason is FinishReason.ERROR
+    assert "not finite" in (outputs["bad"][-1].error or "")
+    tokens = [token for output in outputs[healthy.request_id] for token in output.token_ids]
+    assert tokens == expected[healthy.request_id].token_ids
+    assert engine.status().pages_used == 0

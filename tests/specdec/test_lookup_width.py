@@ -1,0 +1,64 @@
+"""The width policy: wide where matches are right, narrow where they are not or where rows are dear."""
+
+import numpy as np
+import pytest
+
+from specdec.cost import CostTable
+from specdec.lookup_width import WidthPolicy
+from specdec.loop_members import LoopRound
+
+
+def outcome(width: int, found: bool, accepted: int, guessed: bool | None = None) -> LoopRound:
+    """One sequence's round; `guessed` where nothing was verified."""
+    drafted = width - 1 if found else 0
+    return LoopRound(
+        width=width,
+        emitted=[[1] * (min(accepted, drafted) + 1)],
+        drafts=[[1] * drafted],
+        sound=np.ones(1, np.bool_),
+        found=np.array([found]),
+        guessed=np.array([accepted > 0 if guessed is None else guessed]),
+        origins=np.zeros(1, np.int64),
+        seconds=None,
+    )
+
+
+def costs(per_row: float) -> CostTable:
+    table = CostTable()
+    for rows in (1, 2, 3, 4, 6, 8, 12, 16):
+        table.observe(rows, 100, 1.0 + per_row * (rows - 1))
+    return table
+
+
+def settled(policy: WidthPolicy, found: bool, right: int, limit: int = 8) -> int:
+    """The width after many rounds of one kind; `right` drafts are right each time."""
+    for _ in range(200):
+        width = policy.choose(1, 100, limit)
+        policy.observe(outcome(width, found, right, guessed=right > 0))
+    return policy.choose(1, 100, limit)
+
+
+def test_right_matches_widen_and_wrong_ones_narrow() -> None:
+    policy = WidthPolicy(costs(0.05), most_nodes=64, adaptive=True)
+    assert settled(policy, found=True, right=7) == 8
+    assert settled(policy, found=True, right=0) == 1
+    assert settled(policy, found=True, right=7) == 8, "guesses are judged even while nothing is verified"
+
+
+def test_dear_rows_are_not_worth_it() -> None:
+    assert settled(WidthPolicy(costs(1.0), 64, True), found=True, right=7) == 1
+
+
+def test_a_measured_time_outweighs_the_table() -> None:
+    policy = WidthPolicy(costs(0.05), 64, True)
+    assert settled(policy, found=True, right=7) == 8
+    for width in (2, 3, 4, 6, 8):
+        policy.observe_seconds(1, width, 50.0)
+    policy.observe_seconds(1, 1, 1.0)
+    assert policy.choose(1, 100, 8) == 1
+
+
+@pytest.mark.parametrize(("most", "limit", "expected"), [(64, 8, 8), (5, 8, 5), (64, 3, 3), (1, 8, 1)])
+def test_limits_hold_and_without_adaption_they_are_used(most: int, limit: int, expected: int) -> None:
+    assert WidthPolicy(costs(1.0), most, adaptive=False).choose(1, 100, limit) == expected
+    assert settled(WidthPolicy(costs(0.01), most, True), True, 7, limit) <= expected
