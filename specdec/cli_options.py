@@ -31,6 +31,12 @@ NoAdaptive = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.", rich_help_panel=_MACHINE)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=_MACHINE)]
+DeviceLoop = Annotated[
+    bool,
+    typer.Option(
+        "--device-loop", help="On a GPU, run rounds ahead of the host where it is not needed.", rich_help_panel=_MACHINE
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; torch's own choice if not given.", rich_help_panel=_MACHINE)]
 MaxModelLen = Annotated[int | None, typer.Option(help="Most tokens of prompt and answer.", rich_help_panel=_SIZE)]
 MaxBatch = Annotated[int, typer.Option(help="Sequences in one round.", rich_help_panel=_SIZE)]

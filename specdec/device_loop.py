@@ -18,13 +18,13 @@ from torch import Tensor
 
 from specdec.cache.pool import KVPool
 from specdec.candidates import Truncation, truncate_among
-from specdec.device_round import LoopState, commit_round, draft_rows
-from specdec.graphs import MAX_GRAPHS, ROW_BUCKETS, DeviceContext, half_octave
+from specdec.graphs import MAX_GRAPHS, ROW_BUCKETS, DeviceContext, Tables, half_octave
+from specdec.kernels.chain import ChainRows, Chains, Match, chain_rows, commit_chains
 from specdec.kernels.gumbel import gumbel_argmax
-from specdec.kernels.suffix_match import SEPARATOR
-from specdec.loop_members import HistoryText, LoopRound, Member
+from specdec.kernels.suffix_match import SEPARATOR, suffix_match
+from specdec.loop_members import LONGEST_MATCH, SHORTEST_MATCH, HistoryText, LoopRound, Member
 from specdec.models.base import Model
-from specdec.sampling import Kind, finite_rows
+from specdec.sampling import Kind
 from specdec.tree import IntArray
 
 ROUNDS_AHEAD = 1  # enqueued beyond the one whose outcome the host waits for
@@ -79,18 +79,14 @@ class DeviceLoop:
         def of_sequences(dtype: torch.dtype) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
-        self._state = LoopState(
-            history_SL=torch.zeros(size, self._room, dtype=torch.int32, device=device),
-            corpus_C=torch.full((corpus_tokens,), SEPARATOR, dtype=torch.int32, device=device),
-            lengths_S=of_sequences(torch.int64),
-            offsets_S=of_sequences(torch.int64),
-            page_table_SP=torch.zeros(0, dtype=torch.int64, device=device),
-            mirrors_S=of_sequences(torch.bool),
-            most_drafts_S=of_sequences(torch.int64),
-            seeds_S=of_sequences(torch.int64),
-            temperatures_S=of_sequences(torch.float32),
-            noisy_S=of_sequences(torch.bool),
-        )
+        self._history_SL = torch.zeros(size, self._room, dtype=torch.int32, device=device)
+        self._corpus_C = torch.full((corpus_tokens,), SEPARATOR, dtype=torch.int32, device=device)
+        self._lengths_S, self._offsets_S = of_sequences(torch.int64), of_sequences(torch.int64)
+        self._mirrors_S = of_sequences(torch.bool)
+        self._most_drafts_S = of_sequences(torch.int64)
+        self._seeds_S = of_sequences(torch.int64)
+        self._temperatures_S = of_sequences(torch.float32)  # 1 where greedy
+        self._noisy_S = of_sequences(torch.bool)  # False where greedy
         self._truncation = Truncation(
             top_k_N=of_sequences(torch.int64), top_p_N=of_sequences(torch.float64), min_p_N=of_sequences(torch.float64)
         )
@@ -121,7 +117,7 @@ class DeviceLoop:
 
     def learn(self, response: SequenceOf[int]) -> None:
         """A response to copy from later; the oldest ones make room."""
-        if len(self._state.corpus_C):
+        if len(self._corpus_C):
             self._to_learn += [*response, SEPARATOR]
 
     @torch.inference_mode()
@@ -140,16 +136,16 @@ class DeviceLoop:
         texts = [HistoryText.of(member, self._most_reference) for member in mirrored]
         self._write_histories(texts)
         params = [member.sampling for member in mirrored]
-        vocab_size, state = self._model.config.vocab_size, self._state
+        vocab_size = self._model.config.vocab_size
         self._truncated = any(Kind.of(p) == Kind.TRUNCATED for p in params)
         for target, values in (
-            (state.lengths_S, [len(text) for text in texts]),
-            (state.offsets_S, [text.offset for text in texts]),
-            (state.mirrors_S, [index >= len(members) for index in range(size)]),
-            (state.most_drafts_S, [member.most_drafts for member in mirrored]),
-            (state.seeds_S, [p.seed for p in params]),
-            (state.temperatures_S, [1.0 if p.greedy else p.temperature for p in params]),
-            (state.noisy_S, [not p.greedy for p in params]),
+            (self._lengths_S, [len(text) for text in texts]),
+            (self._offsets_S, [text.offset for text in texts]),
+            (self._mirrors_S, [index >= len(members) for index in range(size)]),
+            (self._most_drafts_S, [member.most_drafts for member in mirrored]),
+            (self._seeds_S, [p.seed for p in params]),
+            (self._temperatures_S, [1.0 if p.greedy else p.temperature for p in params]),
+            (self._noisy_S, [not p.greedy for p in params]),
             (self._truncation.top_k_N, [vocab_size if p.greedy else min(p.top_k or vocab_size, vocab_size) for p in params]),
             (self._truncation.top_p_N, [1.0 if p.greedy else p.top_p for p in params]),
             (self._truncation.min_p_N, [0.0 if p.greedy else p.min_p for p in params]),
@@ -210,7 +206,7 @@ class DeviceLoop:
 
     def _write_histories(self, texts: SequenceOf[HistoryText]) -> None:
         """Rows that hold a member's history already are moved and lengthened, others written whole."""
-        history_SL, held = self._state.history_SL, {key: (row, length) for row, (key, length) in enumerate(self._rows)}
+        history_SL, held = self._history_SL, {key: (row, length) for row, (key, length) in enumerate(self._rows)}
         sources = [held.get(text.key, (row, 0)) for row, text in enumerate(texts)]
         moved = torch.tensor([row for row, _ in sources], device=history_SL.device)
         history_SL[: len(texts)] = history_SL[moved]
@@ -222,7 +218,7 @@ class DeviceLoop:
         self._rows = [(text.key, len(text)) for text in texts]
 
     def _write_corpus(self) -> None:
-        corpus_C = self._state.corpus_C
+        corpus_C = self._corpus_C
         new, self._to_learn = self._to_learn[-len(corpus_C) :], []
         while new:
             part = new[: len(corpus_C) - self._corpus_end]
@@ -231,44 +227,54 @@ class DeviceLoop:
             self._corpus_end = (self._corpus_end + len(part)) % len(corpus_C)
 
     def _round(self, key: _Key) -> Tensor:
-        """See `commit_round` for what comes back."""
-        state = self._of(key)
-        draft = draft_rows(state, key.width, self._pool.page_size, self._pool.spare_slot, key.lookup)
-        context = DeviceContext(draft.tables, self._pool, self._windows, ())
-        logits_RV = self._model.logits(self._model.forward(draft.tables.tokens_R, context))
-        sound_R = finite_rows(logits_RV)
+        """Draft, lay out, verify, accept, commit; see `commit_chains` for what comes back."""
+        chains = self._chains(key)
+        match = None
+        if key.lookup:
+            match = Match(*suffix_match(chains.history_SL, chains.lengths_S, chains.corpus_C, LONGEST_MATCH))
+        rows = chain_rows(
+            chains,
+            match,
+            width=key.width,
+            shortest=SHORTEST_MATCH,
+            page_size=self._pool.page_size,
+            spare_slot=self._pool.spare_slot,
+        )
+        context = DeviceContext(_tables(rows, chains.page_table_SP), self._pool, self._windows, ())
+        logits_RV = self._model.logits(self._model.forward(rows.tokens_R, context))
+        tops_R = logits_RV.amax(dim=-1)  # NaN where a logit is
+        chosen_R, settled_R = self._draw(key, rows, logits_RV)
+        return commit_chains(chains, rows, chosen_R, tops_R, settled_R)
+
+    def _draw(self, key: _Key, rows: ChainRows, logits_RV: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The target's own token after each row, and whether it is certain (None: it is)."""
 
         def of_rows(values_S: Tensor) -> Tensor:
             return values_S[: key.sequences, None].expand(-1, key.width).reshape(-1).contiguous()
 
-        temperatures_R = of_rows(state.temperatures_S)
+        temperatures_R, settled_R = of_rows(self._temperatures_S), None
         if key.truncated:
             limits = self._truncation
-            rows = Truncation(top_k_N=of_rows(limits.top_k_N), top_p_N=of_rows(limits.top_p_N), min_p_N=of_rows(limits.min_p_N))
+            own = Truncation(top_k_N=of_rows(limits.top_k_N), top_p_N=of_rows(limits.top_p_N), min_p_N=of_rows(limits.min_p_N))
             most = min(_CANDIDATES, logits_RV.shape[1])
-            logits_RV, settled_R = truncate_among(logits_RV / temperatures_R[:, None], rows, most)
-            sound_R = sound_R & settled_R
+            logits_RV, settled_R = truncate_among(logits_RV / temperatures_R[:, None], own, most)
             temperatures_R = torch.ones_like(temperatures_R)
-        positions_R = draft.tables.positions_R + 1
         chosen_R = gumbel_argmax(
-            logits_RV.contiguous(), of_rows(state.seeds_S), positions_R, temperatures_R, of_rows(state.noisy_S)
+            logits_RV.contiguous(), of_rows(self._seeds_S), rows.draws_R, temperatures_R, of_rows(self._noisy_S)
         )
-        return commit_round(state, draft, chosen_R.view(-1, key.width), sound_R.view(-1, key.width))
+        return chosen_R, settled_R
 
-    def _of(self, key: _Key) -> LoopState:
-        """The state of the bucket's sequences, as views."""
-        state, size = self._state, key.sequences
-        return LoopState(
-            history_SL=state.history_SL[:size],
-            corpus_C=state.corpus_C,
-            lengths_S=state.lengths_S[:size],
-            offsets_S=state.offsets_S[:size],
+    def _chains(self, key: _Key) -> Chains:
+        """The bucket's sequences, as views."""
+        size = key.sequences
+        return Chains(
+            history_SL=self._history_SL[:size],
+            lengths_S=self._lengths_S[:size],
+            offsets_S=self._offsets_S[:size],
+            corpus_C=self._corpus_C,
             page_table_SP=self._page_table(),
-            mirrors_S=state.mirrors_S[:size],
-            most_drafts_S=state.most_drafts_S[:size],
-            seeds_S=state.seeds_S[:size],
-            temperatures_S=state.temperatures_S[:size],
-            noisy_S=state.noisy_S[:size],
+            mirrors_S=self._mirrors_S[:size],
+            most_drafts_S=self._most_drafts_S[:size],
         )
 
     def _replay(self, key: _Key) -> Tensor:
@@ -283,13 +289,13 @@ class DeviceLoop:
 
     def _capture(self, key: _Key) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """Run once, which compiles kernels, take that back, and record."""
-        lengths_S = self._state.lengths_S.clone()
+        lengths_S = self._lengths_S.clone()
         stream = torch.cuda.Stream(self._pool.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._round(key)
         torch.cuda.current_stream().wait_stream(stream)
-        self._state.lengths_S.copy_(lengths_S)
+        self._lengths_S.copy_(lengths_S)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
             told = self._round(key)
@@ -310,6 +316,19 @@ class DeviceLoop:
         if target.device.type == "cuda":
             values = values.pin_memory()
         target.copy_(values, non_blocking=True)
+
+
+def _tables(rows: ChainRows, page_table_SP: Tensor) -> Tables:
+    return Tables(
+        tokens_R=rows.tokens_R,
+        positions_R=rows.positions_R,
+        sequences_R=rows.sequences_R,
+        slots_R=rows.slots_R,
+        bases_S=rows.bases_S,
+        starts_S=rows.bases_S,
+        page_table_SP=page_table_SP,
+        ancestor_slots_RD=rows.ancestor_slots_RD,
+    )
 
 
 def _bucket(count: int) -> int:

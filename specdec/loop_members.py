@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from specdec.device_round import Told
+from specdec.kernels.chain import Told
 from specdec.kernels.suffix_match import SEPARATOR
 from specdec.request import SamplingParams
 from specdec.tree import IntArray
 
+LONGEST_MATCH = 16  # tokens; a longer one is no surer
+SHORTEST_MATCH = 2
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -64,7 +66,7 @@ class LoopRound:
 
     @staticmethod
     def read(told: IntArray, width: int, seconds: float | None = None) -> "LoopRound":
-        """From what `commit_round` gives, int64 [members, len(Told) + 2 * width]."""
+        """From what `commit_chains` gives, int64 [members, len(Told) + 2 * width]."""
         columns, tokens, chosen = np.split(told, [len(Told), len(Told) + width], axis=1)
         counts = zip(columns[:, Told.ACCEPTED].tolist(), columns[:, Told.DRAFTED].tolist(), strict=True)
         emitted, drafts = [], []

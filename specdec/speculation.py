@@ -11,10 +11,10 @@ from torch import Tensor
 
 from specdec.batch import RoundRows
 from specdec.config import EngineConfig
-from specdec.device_round import LONGEST_MATCH, Origin
 from specdec.drafting import DraftContext, Drafter, Observation, Proposal
+from specdec.kernels.chain import Origin
 from specdec.lookup_width import WidthPolicy
-from specdec.loop_members import LoopRound, Member
+from specdec.loop_members import LONGEST_MATCH, LoopRound, Member
 from specdec.planner import Planner
 from specdec.request import SpeculationStats
 from specdec.sequence import Sequence

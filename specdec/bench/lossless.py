@@ -98,7 +98,8 @@ def run(settings: LosslessSettings, progress: Progress) -> dict[str, Any]:
     short, num_pages = under_pressure(requests, small.page_size)
     tight = replace(small, cache_gb=_tight_gb(small, loaded, num_pages))
     comparisons: list[Comparison] = []
-    for setting in settings_for(settings.config, small, tight, settings.batch_sizes):
+    on_gpu = llm.assembled.device != "cpu"
+    for setting in settings_for(settings.config, small, tight, settings.batch_sizes, on_gpu=on_gpu):
         chosen = short if setting.only_short else requests
         comparisons += _compare(setting, loaded, chosen, baselines.at(setting.config.page_size), progress)
     return {
@@ -184,6 +185,9 @@ def _compare(
     """
     oracle = {} if setting.only_short else {name: tuple(answer.token_ids) for name, answer in expected.items()}
     llm = LLM(assemble.build(setting.config, progress, loaded, oracle=oracle))
+    if setting.tokens_only:
+        requests = [replace(request, sampling=replace(request.sampling, logprobs=None)) for request in requests]
+        expected = {name: replace(answer, logprobs=[]) for name, answer in expected.items()}
     for name, size in setting.passes:
         before = llm.engine.status().num_preemptions
         comparison = Comparison(setting=name)

@@ -15,6 +15,7 @@ PREEMPTION = "preemption"  # how the names of the settings begin that force it
 WHOLE_PROMPT = 1 << 16  # chunk_tokens that cuts no prompt
 _SHORT_CHUNK = 16
 _FULL = max(BATCH_SIZES)
+_LOOP_NODES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,12 @@ class Setting:
     config: EngineConfig
     passes: tuple[tuple[str, int], ...]
     only_short: bool = False  # only requests that fit the small cache, see `under_pressure`
+    tokens_only: bool = False  # ask for no logprobs, which keep the host in every round
 
 
-def settings_for(config: EngineConfig, small: EngineConfig, tight: EngineConfig, batch_sizes: Sequence[int]) -> list[Setting]:
+def settings_for(
+    config: EngineConfig, small: EngineConfig, tight: EngineConfig, batch_sizes: Sequence[int], *, on_gpu: bool
+) -> list[Setting]:
     """Every way in which a request may be served.
 
     Args:
@@ -34,6 +38,7 @@ def settings_for(config: EngineConfig, small: EngineConfig, tight: EngineConfig,
         small: the same with small pages, which short answers fill.
         tight: small pages, and a cache that two of the short requests outgrow.
         batch_sizes: how many requests share the rounds with adversarial trees.
+        on_gpu: where rounds may run ahead of the host.
     """
     several = (*config.drafters, "adversarial")
     chunked, whole = (
@@ -56,6 +61,17 @@ def settings_for(config: EngineConfig, small: EngineConfig, tight: EngineConfig,
         ),
         Setting(_together(pressed, ()), ((f"{PREEMPTION}, plain, {_FULL} at once", _FULL),), only_short=True),
         Setting(_adversarial(pressed), ((f"{PREEMPTION}, adversarial trees, {_FULL} at once", _FULL),), only_short=True),
+        *(_ahead_of_the_host(config) if on_gpu else ()),
+    ]
+
+
+def _ahead_of_the_host(config: EngineConfig) -> list[Setting]:
+    ahead = replace(config, device_loop=True, max_batch=_FULL, prefix_cache=False)
+    wide = replace(ahead, adaptive=False, max_tree_nodes=_LOOP_NODES)
+    engines = (("plain", replace(ahead, drafters=())), ("planned drafts", ahead), (f"{_LOOP_NODES - 1} drafts", wide))
+    return [
+        Setting(engine, tuple((f"ahead of the host, {name}, {size} at once", size) for size in (1, 3, _FULL)), tokens_only=True)
+        for name, engine in engines
     ]
 
 

@@ -369,10 +369,14 @@ def test_requests_under_pressure_fit_alone_and_not_together(lengths: list[int]) 
 def test_lossless_settings_cover_the_ways_of_serving() -> None:
     config = EngineConfig()
     small = replace(config, page_size=16)
-    settings = settings_for(config, small, replace(small, cache_gb=0.01), (1, 8))
+    settings = settings_for(config, small, replace(small, cache_gb=0.01), (1, 8), on_gpu=False)
     names = [name for setting in settings for name, _ in setting.passes]
     assert len(set(names)) == len(names)
     assert any(not setting.config.drafters for setting in settings)
     assert {setting.config.prefix_cache for setting in settings} == {True, False}
     assert min(setting.config.cache_gb for setting in settings) == 0.01
     assert {size for setting in settings for _, size in setting.passes} >= {1, 8}
+    assert not any(setting.config.device_loop for setting in settings)
+    ahead = settings_for(config, small, replace(small, cache_gb=0.01), (1, 8), on_gpu=True)[len(settings) :]
+    assert ahead
+    assert all(setting.config.device_loop and setting.tokens_only for setting in ahead)

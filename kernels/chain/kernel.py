@@ -1,0 +1,230 @@
+"""Triton ends of a chain round: one sequence per program, a handful of integers each; see the package for the legend."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from specdec.kernels.chain.data import ChainRows, Chains, Match, Told
+
+_TOLD = len(Told)
+
+
+@triton.jit
+def _rows_kernel(
+    p_history,
+    p_lengths,
+    p_offsets,
+    p_corpus,
+    p_pages,
+    p_mirrors,
+    p_most,
+    p_ends,
+    p_matched,
+    p_tokens,
+    p_positions,
+    p_sequences,
+    p_slots,
+    p_bases,
+    p_ancestors,
+    p_draws,
+    p_counts,
+    p_found,
+    p_guesses,
+    p_origins,
+    L,
+    C,
+    P,
+    spare_slot,
+    shortest,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PAGE: tl.constexpr,
+    LOOKUP: tl.constexpr,
+):
+    """Grid (sequences,)."""
+    s = tl.program_id(0).to(tl.int64)
+    length = tl.load(p_lengths + s)
+    offset = tl.load(p_offsets + s)
+    p_text = p_history + s * L
+    w = tl.arange(0, BLOCK).to(tl.int64)
+    m_w = w < WIDTH
+    depth = tl.zeros((BLOCK,), tl.int64)
+    token = tl.load(p_text + length - 1 + depth)
+    count = length * 0
+    found = count
+    origin = count
+    guess = count - 1
+    if LOOKUP:
+        end = tl.load(p_ends + s)
+        in_corpus = end < C
+        own = tl.where(in_corpus, length, end - C)
+        # where the text's end follows soon, it repeats itself with that period
+        period = tl.maximum(length - own, 1)
+        first = tl.minimum(own, length - 1)
+        from_text = tl.load(p_text + first + w % period, m_w & (end >= C), other=-1)
+        from_corpus = tl.load(p_corpus + tl.minimum(end + w, C - 1), m_w & in_corpus, other=-1)
+        ahead = tl.where(in_corpus, from_corpus, from_text).to(tl.int64)
+        guess = tl.sum(tl.where(w == 0, ahead, 0), 0)
+        found = ((tl.load(p_matched + s) >= shortest) & (guess >= 0)).to(tl.int64)
+        known = tl.min(tl.where((ahead < 0) | (w >= WIDTH - 1), w, BLOCK), 0)
+        count = found * tl.minimum(known, tl.load(p_most + s))
+        origin = tl.where(in_corpus, 2, tl.where(own < offset, 1, 0)).to(tl.int64)
+        depth = tl.minimum(w, count)
+        before = tl.maximum(depth - 1, 0)
+        m_draft = m_w & (depth > 0)
+        from_text = tl.load(p_text + first + before % period, m_draft & (end >= C), other=-1)
+        from_corpus = tl.load(p_corpus + tl.minimum(end + before, C - 1), m_draft & in_corpus, other=-1)
+        token = tl.where(depth > 0, tl.where(in_corpus, from_corpus, from_text), token)
+    base = length - 1 - offset
+    place = base + w
+    slot = tl.load(p_pages + s * P + place // PAGE, m_w, other=0) * PAGE + place % PAGE
+    writes = (w <= count) & (tl.load(p_mirrors + s) == 0)
+    row = s * WIDTH + w
+    tl.store(p_tokens + row, token.to(tl.int64), m_w)
+    tl.store(p_positions + row, base + depth, m_w)
+    tl.store(p_sequences + row, w * 0 + s, m_w)
+    tl.store(p_slots + row, tl.where(writes, slot, spare_slot), m_w)
+    tl.store(p_draws + row, base + depth + 1, m_w)
+    place = base + tl.minimum(w[None, :], depth[:, None])
+    m_path = m_w[:, None] & m_w[None, :]
+    slot = tl.load(p_pages + s * P + place // PAGE, m_path, other=0) * PAGE + place % PAGE
+    tl.store(p_ancestors + row[:, None] * WIDTH + w[None, :], slot, m_path)
+    tl.store(p_bases + s, base)
+    tl.store(p_counts + s, count)
+    tl.store(p_found + s, found)
+    tl.store(p_guesses + s, guess)
+    tl.store(p_origins + s, origin)
+
+
+@triton.jit
+def _commit_kernel(
+    p_history,
+    p_lengths,
+    p_tokens,
+    p_counts,
+    p_found,
+    p_guesses,
+    p_origins,
+    p_chosen,
+    p_tops,
+    p_settled,
+    p_told,
+    L,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TOLD: tl.constexpr,
+    HAS_SETTLED: tl.constexpr,
+):
+    """Grid (sequences,). The columns come in the order of `Told`."""
+    s = tl.program_id(0).to(tl.int64)
+    w = tl.arange(0, BLOCK).to(tl.int64)
+    m_w = w < WIDTH
+    row = s * WIDTH + w
+    token = tl.load(p_tokens + row, m_w, other=-1)
+    below = tl.load(p_tokens + row + 1, w + 1 < WIDTH, other=-1)
+    chosen = tl.load(p_chosen + row, m_w, other=-1)
+    count = tl.load(p_counts + s)
+    found = tl.load(p_found + s)
+    accepted = tl.min(tl.where((below == chosen) & (w < count), BLOCK, w), 0)
+    length = tl.load(p_lengths + s)
+    tl.store(p_history + s * L + length + w, chosen.to(tl.int32), m_w)
+    tl.store(p_lengths + s, length + accepted + 1)
+    top = tl.load(p_tops + row, m_w, other=0.0)
+    sound = (top == top) & (tl.abs(top) < float("inf"))
+    if HAS_SETTLED:
+        sound = sound & (tl.load(p_settled + row, m_w, other=1) != 0)
+    first = tl.sum(tl.where(w == 0, chosen, 0), 0)
+    p_row = p_told + s * (TOLD + 2 * WIDTH)
+    tl.store(p_row, accepted)
+    tl.store(p_row + 1, count)
+    tl.store(p_row + 2, tl.min(sound.to(tl.int64), 0))
+    tl.store(p_row + 3, found)
+    tl.store(p_row + 4, found * (tl.load(p_guesses + s) == first).to(tl.int64))
+    tl.store(p_row + 5, tl.load(p_origins + s))
+    tl.store(p_row + TOLD + w, token, m_w)
+    tl.store(p_row + TOLD + WIDTH + w, chosen, m_w)
+
+
+def chain_rows_triton(
+    chains: Chains, match: Match | None, *, width: int, shortest: int, page_size: int, spare_slot: int
+) -> ChainRows:
+    """As `specdec.kernels.chain.chain_rows`; everything contiguous."""
+    num_sequences, room = chains.history_SL.shape
+    of_rows = torch.empty((5, num_sequences * width), dtype=torch.int64, device=chains.lengths_S.device)
+    of_sequences = of_rows.new_empty((5, num_sequences))
+    ancestors = of_rows.new_empty((num_sequences * width, width))
+    tokens, positions, sequences, slots, draws = of_rows.unbind()
+    bases, counts, found, guesses, origins = of_sequences.unbind()
+    _rows_kernel[(num_sequences,)](
+        chains.history_SL,
+        chains.lengths_S,
+        chains.offsets_S,
+        chains.corpus_C,
+        chains.page_table_SP,
+        chains.mirrors_S,
+        chains.most_drafts_S,
+        match.ends_S if match is not None else None,
+        match.lengths_S if match is not None else None,
+        tokens,
+        positions,
+        sequences,
+        slots,
+        bases,
+        ancestors,
+        draws,
+        counts,
+        found,
+        guesses,
+        origins,
+        room,
+        len(chains.corpus_C),
+        chains.page_table_SP.shape[1],
+        spare_slot,
+        shortest,
+        width,
+        triton.next_power_of_2(width),
+        page_size,
+        match is not None,
+        num_warps=1,
+    )
+    return ChainRows(
+        tokens_R=tokens,
+        positions_R=positions,
+        sequences_R=sequences,
+        slots_R=slots,
+        bases_S=bases,
+        ancestor_slots_RD=ancestors,
+        draws_R=draws,
+        counts_S=counts,
+        found_S=found,
+        guesses_S=guesses,
+        origins_S=origins,
+    )
+
+
+def commit_chains_triton(chains: Chains, rows: ChainRows, chosen_R: Tensor, tops_R: Tensor, settled_R: Tensor | None) -> Tensor:
+    """As `specdec.kernels.chain.commit_chains`; everything contiguous."""
+    num_sequences, room = chains.history_SL.shape
+    width = len(chosen_R) // num_sequences
+    told = chosen_R.new_empty((num_sequences, _TOLD + 2 * width))
+    _commit_kernel[(num_sequences,)](
+        chains.history_SL,
+        chains.lengths_S,
+        rows.tokens_R,
+        rows.counts_S,
+        rows.found_S,
+        rows.guesses_S,
+        rows.origins_S,
+        chosen_R,
+        tops_R,
+        settled_R,
+        told,
+        room,
+        width,
+        triton.next_power_of_2(width),
+        _TOLD,
+        settled_R is not None,
+        num_warps=1,
+    )
+    return told
