@@ -205,8 +205,10 @@ class Engine:
         if not all(self._ends_within(sequence, underway) for sequence in ready):
             width, lookup = self._speculator.loop_plan(ready, self._loop.width_limit(len(ready)))
             if not self._make_room_ahead(ready, width):
-                self._land()
-                return underway > 0
+                width = 1
+                if not self._make_room_ahead(ready, width):
+                    self._land()
+                    return underway > 0
             self._loop.enqueue(width, lookup)
             if underway < ROUNDS_AHEAD:
                 return True

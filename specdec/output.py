@@ -56,6 +56,8 @@ def output(sequence: Sequence, emission: Emission, logprobs: SequenceOf[TokenLog
         logprobs=tuple(logprobs[: len(emission.token_ids)]),
         finish_reason=emission.finish_reason,
         stop_reason=emission.stop_reason,
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        num_cached_tokens=sequence.num_prefix_hits,
         stats=sequence.stats if emission.finish_reason is not None else None,
     )
 

@@ -52,8 +52,10 @@ class Sequence:
         return len(self.tokens) - 1 - self.num_cached
 
     def send(self, output: RequestOutput) -> None:
-        """Hand a delta to the caller, with the counts every output carries."""
-        self.sink(replace(output, num_prompt_tokens=self.num_prompt_tokens, num_cached_tokens=self.num_prefix_hits))
+        """Hand a delta to the caller, with the counts every output carries; those of a round's tokens bring them along."""
+        if output.num_prompt_tokens == 0:
+            output = replace(output, num_prompt_tokens=self.num_prompt_tokens, num_cached_tokens=self.num_prefix_hits)
+        self.sink(output)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from specdec.request import SpeculationStats
 from specdec.sequence import Sequence
 from specdec.tree import NO_DRAFTER, DraftTree, IntArray, merge
 
+_NO_DRAFTS = DraftTree.root(0)  # of rounds that many plain sequences share; nobody asks for its token
 # the drafters that the device's own lookup stands in for, by where it finds a match
 _LOOKUP = {Origin.HISTORY: "ngram", Origin.REFERENCE: "prediction", Origin.CORPUS: "suffix"}
 
@@ -147,7 +148,7 @@ class Speculator:
     def looked_up(self, root: int, drafts: list[int], origin: int) -> DraftTree:
         """A chain that the device drafted, as the drafter's that it stands in for."""
         if not drafts:
-            return DraftTree.root(root)
+            return _NO_DRAFTS
         return DraftTree.chain(root, drafts, self._names.index(_LOOKUP[Origin(origin)]))
 
     def _contexts(self, sequences: SequenceOf[Sequence]) -> dict[int, DraftContext]:
