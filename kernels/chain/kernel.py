@@ -49,41 +49,42 @@ def _rows_kernel(
     p_text = p_history + s * L
     w = tl.arange(0, BLOCK).to(tl.int64)
     m_w = w < WIDTH
-    depth = tl.zeros((BLOCK,), tl.int64)
-    token = tl.load(p_text + length - 1 + depth)
+    none = tl.zeros((BLOCK,), tl.int64)
+    depth = none
+    token = tl.load(p_text + length - 1 + none)
     count = length * 0
     found = count
     origin = count
     guess = count - 1
     if LOOKUP:
         end = tl.load(p_ends + s)
-        in_corpus = end < C
-        own = tl.where(in_corpus, length, end - C)
+        in_corpus = end + none < C
+        own = tl.where(end < C, length, end - C)
         # where the text's end follows soon, it repeats itself with that period
         period = tl.maximum(length - own, 1)
         first = tl.minimum(own, length - 1)
-        from_text = tl.load(p_text + first + w % period, m_w & (end >= C), other=-1)
+        from_text = tl.load(p_text + first + w % period, m_w & (end + none >= C), other=-1)
         from_corpus = tl.load(p_corpus + tl.minimum(end + w, C - 1), m_w & in_corpus, other=-1)
         ahead = tl.where(in_corpus, from_corpus, from_text).to(tl.int64)
         guess = tl.sum(tl.where(w == 0, ahead, 0), 0)
         found = ((tl.load(p_matched + s) >= shortest) & (guess >= 0)).to(tl.int64)
         known = tl.min(tl.where((ahead < 0) | (w >= WIDTH - 1), w, BLOCK), 0)
         count = found * tl.minimum(known, tl.load(p_most + s))
-        origin = tl.where(in_corpus, 2, tl.where(own < offset, 1, 0)).to(tl.int64)
+        origin = tl.where(end < C, 2, tl.where(own < offset, 1, 0)).to(tl.int64)
         depth = tl.minimum(w, count)
         before = tl.maximum(depth - 1, 0)
         m_draft = m_w & (depth > 0)
-        from_text = tl.load(p_text + first + before % period, m_draft & (end >= C), other=-1)
+        from_text = tl.load(p_text + first + before % period, m_draft & (end + none >= C), other=-1)
         from_corpus = tl.load(p_corpus + tl.minimum(end + before, C - 1), m_draft & in_corpus, other=-1)
         token = tl.where(depth > 0, tl.where(in_corpus, from_corpus, from_text), token)
     base = length - 1 - offset
     place = base + w
     slot = tl.load(p_pages + s * P + place // PAGE, m_w, other=0) * PAGE + place % PAGE
-    writes = (w <= count) & (tl.load(p_mirrors + s) == 0)
+    writes = w <= tl.where(tl.load(p_mirrors + s) == 0, count, -1)
     row = s * WIDTH + w
     tl.store(p_tokens + row, token.to(tl.int64), m_w)
     tl.store(p_positions + row, base + depth, m_w)
-    tl.store(p_sequences + row, w * 0 + s, m_w)
+    tl.store(p_sequences + row, none + s, m_w)
     tl.store(p_slots + row, tl.where(writes, slot, spare_slot), m_w)
     tl.store(p_draws + row, base + depth + 1, m_w)
     place = base + tl.minimum(w[None, :], depth[:, None])

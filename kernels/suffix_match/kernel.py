@@ -46,7 +46,7 @@ def _chunk_kernel(
             theirs = tl.load(p_corpus + place - back, compared, other=-1)
         else:
             theirs = tl.load(p_text + place - back, compared, other=-1)
-        alive = compared & (theirs == own) & (own >= 0)
+        alive = compared & (theirs == own) & (theirs >= 0)
         matched += alive.to(tl.int32)
         back += 1
         going = (back <= longest) & (back <= length) & (tl.max(alive.to(tl.int32), 0) > 0)
