@@ -84,8 +84,8 @@ class Engine:
         self._loop = loop
         self._in_loop: list[Sequence] = []
         self._kept_out: set[str] = set()  # request ids whose rounds the device could not finish alone
-        self._sampled: tuple[tuple[str, ...], SamplingBatch] = (
-            (),
+        self._sampled: tuple[list[Sequence], SamplingBatch] = (
+            [],
             SamplingBatch.build([], runner.model.config.vocab_size, runner.device),
         )
         self._sequences: dict[str, Sequence] = {}  # touched by the stepping thread only
@@ -276,10 +276,9 @@ class Engine:
         if not outcome.sound.all():
             self._leave_loop()
 
-    def _sampling(self, ready: SequenceOf[Sequence]) -> SamplingBatch:
+    def _sampling(self, ready: list[Sequence]) -> SamplingBatch:
         """Made before the forward pass, which on a GPU the host runs ahead of; kept while the same sequences decode."""
-        names = tuple(sequence.request_id for sequence in ready)
-        if names != self._sampled[0]:
+        if ready != self._sampled[0]:
             entries = [
                 SamplingEntry(
                     sampling=sequence.sampling,
@@ -291,7 +290,7 @@ class Engine:
                 for sequence in ready
             ]
             vocab_size = self._runner.model.config.vocab_size
-            self._sampled = names, SamplingBatch.build(entries, vocab_size, self._runner.device)
+            self._sampled = ready, SamplingBatch.build(entries, vocab_size, self._runner.device)
         return self._sampled[1]
 
     def _accept(

@@ -293,3 +293,12 @@ def test_a_request_id_is_used_once_at_a_time(loaded: assemble.LoadedModel) -> No
     with pytest.raises(RequestError, match="in use"):
         engine.generate([request, request])
     assert len(engine.generate([request])[0].token_ids) > 0
+
+
+def test_a_request_id_that_comes_again_keeps_nothing_of_the_last_one(
+    loaded: assemble.LoadedModel, expected: dict[str, Completion]
+) -> None:
+    engine = llm(loaded, prefix_cache=False)
+    for request in requests()[: len(SAMPLINGS)]:
+        found = engine.generate([replace(request, request_id="the same")])[0]
+        assert content(found) == content(expected[request.request_id]), request.request_id
