@@ -110,15 +110,16 @@ class Speculator:
         wish = sequence.request.speculation
         if not self.drafters or not wish.enabled:
             return True
-        names = set(self._names) if wish.drafter is None else {wish.drafter}
-        return _LOOKUP[Origin.HISTORY] in names and names <= set(_LOOKUP.values())
+        names = set(self._names)
+        alone = wish.drafter is None or names == {wish.drafter}  # the lookup does not tell its sources apart beforehand
+        return alone and self.looks_up and names <= set(_LOOKUP.values())
 
     def member(self, sequence: Sequence) -> Member:
         """A sequence as the device loop takes it."""
         wish = sequence.request.speculation
         most = min(self._config.max_tree_nodes, wish.max_nodes or self._config.max_tree_nodes) - 1
         drafts = min(most, self._config.max_tree_depth) if wish.enabled and self.looks_up else 0
-        refers = drafts and wish.drafter is None and _LOOKUP[Origin.REFERENCE] in self._names
+        refers = drafts and _LOOKUP[Origin.REFERENCE] in self._names
         return Member(
             key=sequence,
             tokens=sequence.tokens,

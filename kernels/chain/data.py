@@ -52,7 +52,7 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChainRows:
-    """The rows of a round, int64. The first seven are those of `RoundRows`.
+    """The rows of a round, int64. The first six are as in `RoundRows`, W being the depth of the ancestor table.
 
     draws_R: positions of the tokens that are drawn. counts_S: drafts that are verified. found_S: whether there was a match, 1
     or 0. guesses_S: what it says of the next token. origins_S: see `Origin`.
