@@ -242,27 +242,25 @@ class DeviceLoop:
         )
         context = DeviceContext(_tables(rows, chains.page_table_SP), self._pool, self._windows, ())
         logits_RV = self._model.logits(self._model.forward(rows.tokens_R, context))
-        tops_R = logits_RV.amax(dim=-1)  # NaN where a logit is
-        chosen_R, settled_R = self._draw(key, rows, logits_RV)
+        chosen_R, tops_R, settled_R = self._draw(key, rows, logits_RV)
         return commit_chains(chains, rows, chosen_R, tops_R, settled_R)
 
-    def _draw(self, key: _Key, rows: ChainRows, logits_RV: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The target's own token after each row, and whether it is certain (None: it is)."""
+    def _draw(self, key: _Key, rows: ChainRows, logits_RV: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The target's own token after each row, the row's largest logit, and whether the token is certain (None: it is)."""
+        size = key.sequences
+        seeds_S, temperatures_S, noisy_S = self._seeds_S[:size], self._temperatures_S[:size], self._noisy_S[:size]
+        if not key.truncated:
+            return *gumbel_argmax(logits_RV, seeds_S, rows.draws_R, temperatures_S, noisy_S, early=True), None
 
         def of_rows(values_S: Tensor) -> Tensor:
-            return values_S[: key.sequences, None].expand(-1, key.width).reshape(-1).contiguous()
+            return values_S[:size].repeat_interleave(key.width, output_size=size * key.width)
 
-        temperatures_R, settled_R = of_rows(self._temperatures_S), None
-        if key.truncated:
-            limits = self._truncation
-            own = Truncation(top_k_N=of_rows(limits.top_k_N), top_p_N=of_rows(limits.top_p_N), min_p_N=of_rows(limits.min_p_N))
-            most = min(_CANDIDATES, logits_RV.shape[1])
-            logits_RV, settled_R = truncate_among(logits_RV / temperatures_R[:, None], own, most)
-            temperatures_R = torch.ones_like(temperatures_R)
-        chosen_R = gumbel_argmax(
-            logits_RV.contiguous(), of_rows(self._seeds_S), rows.draws_R, temperatures_R, of_rows(self._noisy_S)
-        )
-        return chosen_R, settled_R
+        limits = self._truncation
+        own = Truncation(top_k_N=of_rows(limits.top_k_N), top_p_N=of_rows(limits.top_p_N), min_p_N=of_rows(limits.min_p_N))
+        most = min(_CANDIDATES, logits_RV.shape[1])
+        scores_RV, settled_R = truncate_among(logits_RV / of_rows(temperatures_S)[:, None], own, most)
+        chosen_R, _ = gumbel_argmax(scores_RV.contiguous(), seeds_S, rows.draws_R, torch.ones_like(temperatures_S), noisy_S)
+        return chosen_R, logits_RV.amax(dim=-1), settled_R
 
     def _chains(self, key: _Key) -> Chains:
         """The bucket's sequences, as views."""

@@ -84,10 +84,17 @@ class WidthPolicy:
         return 1.0 + self._found * reached
 
     def _time(self, num_sequences: int, width: int, context: int) -> float:
-        """Seconds; rows without a draft repeat others and cost next to nothing."""
-        timed = self._seconds.get((num_sequences, width))
-        if timed is not None:
-            return timed
-        rows = np.array([num_sequences, round(num_sequences * (1 + self._found * (width - 1)))])
-        plain, wide = self._costs.seconds(rows, context)
-        return float(self._seconds.get((num_sequences, 1), plain) * wide / plain)
+        """Seconds, measured or by the measured width next to it; the costs alone are of rounds that the host lays out."""
+        timed = [known for known in _WIDTHS if (num_sequences, known) in self._seconds]
+        if not timed:
+            return self._estimate(num_sequences, width, context)
+        nearest = min(timed, key=lambda known: abs(known - width))
+        seconds = self._seconds[num_sequences, nearest]
+        if nearest == width:
+            return seconds
+        return seconds * self._estimate(num_sequences, width, context) / self._estimate(num_sequences, nearest, context)
+
+    def _estimate(self, num_sequences: int, width: int, context: int) -> float:
+        """Seconds by the costs; rows without a draft repeat others and cost next to nothing."""
+        rows = round(num_sequences * (1 + self._found * (width - 1)))
+        return float(self._costs.seconds(np.array([rows]), context)[0])

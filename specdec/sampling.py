@@ -145,7 +145,7 @@ def _choose_on_device(tree: TreeRows, logits_TV: Tensor, batch: SamplingBatch) -
         logits_TV[truncated] = truncate(logits_TV[truncated], batch.truncation.of(tree.sequences_T[truncated]))
         temperatures_T = torch.ones_like(temperatures_T)
     keys = batch.keys(tree)
-    return gumbel_argmax(logits_TV, keys.seeds_N, keys.positions_N, temperatures_T, batch.noisy_S[tree.sequences_T])
+    return gumbel_argmax(logits_TV, keys.seeds_N, keys.positions_N, temperatures_T, batch.noisy_S[tree.sequences_T])[0]
 
 
 def probabilities(tree: TreeRows, logits_TV: Tensor, batch: SamplingBatch) -> Tensor:

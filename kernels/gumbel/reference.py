@@ -32,15 +32,17 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def gumbel_argmax_reference(
-    logits_NV: Tensor, seeds_N: Tensor, positions_N: Tensor, temperatures_N: Tensor, noisy_N: Tensor
-) -> Tensor:
+    logits_NV: Tensor, seeds_K: Tensor, positions_N: Tensor, temperatures_K: Tensor, noisy_K: Tensor
+) -> tuple[Tensor, Tensor]:
     """As `specdec.kernels.gumbel.gumbel_argmax`, with the noise of the whole vocabulary in memory."""
+    per_key = len(logits_NV) // max(1, len(seeds_K))
+    seeds_N, temperatures_N, noisy_N = (of.repeat_interleave(per_key) for of in (seeds_K, temperatures_K, noisy_K))
     num_blocks = -(-logits_NV.shape[1] // BLOCK)
     blocks_NK = torch.arange(num_blocks, device=logits_NV.device).expand(len(logits_NV), -1)
     noise_NV = gumbel_of_blocks(seeds_N, positions_N, blocks_NK).flatten(1)[:, : logits_NV.shape[1]]
     scores_NV = logits_NV / temperatures_N[:, None]
     scores_NV = torch.where(noisy_N[:, None], scores_NV + noise_NV, scores_NV)
-    return scores_NV.masked_fill(scores_NV.isnan(), -torch.inf).argmax(dim=-1)
+    return scores_NV.masked_fill(scores_NV.isnan(), -torch.inf).argmax(dim=-1), logits_NV.amax(dim=-1)
 
 
 def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:

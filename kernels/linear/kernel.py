@@ -36,8 +36,8 @@ class Tile:
             "BLOCK_N": self.n,
             "BLOCK_K": self.k,
             "IN_TURN": self.in_turn,
+            "STAGES": self.stages,
             "num_warps": self.warps,
-            "num_stages": self.stages,
             "enable_fp_fusion": False,
         }
 
@@ -61,30 +61,44 @@ def chained_product(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    p_arrived=None,
+    arrivals: tl.constexpr = 0,
 ):
     """float32 [BLOCK_M, BLOCK_N]: rows at `p_xs` times rows at `p_ws`, both [., K].
 
     K is cut into CHAINS equal parts, each one accumulator chain in order of k; the parts are added first to last. They run
     side by side, because a tensor core takes 33 cycles for a step of one chain, or IN_TURN, where the tile is large enough
-    to hide that: the same bits. WAIT: x is written by the kernel before this one; where BLOCK_K covers a part, the weights
-    are loaded before that kernel has ended.
+    to hide that: the same bits. WAIT: x is written by the kernel before this one, or, where there is `p_arrived`, by programs
+    of this one, until that counter is `arrivals`. The first tile of weights is loaded before the wait.
     """
     if CHAINS == 4 and not IN_TURN:
-        acc4 = _four_chains(p_xs, p_ws, m_x, m_w, K // 4, WAIT, BLOCK_M, BLOCK_N, BLOCK_K)
+        acc4 = _four_chains(p_xs, p_ws, m_x, m_w, K // 4, WAIT, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, p_arrived, arrivals)
         even, odd = tl.split(tl.permute(tl.reshape(acc4, (2, 2, BLOCK_M, BLOCK_N)), (2, 3, 0, 1)))
         first, third = tl.split(even)
         second, fourth = tl.split(odd)
         total = first + second + third + fourth
     else:
         if WAIT:
-            gdc_wait()
+            _wait(p_arrived, arrivals)
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for chain in range(CHAINS):
             offset = chain * (K // CHAINS)
-            acc = _one_chain(p_xs + offset, p_ws + offset, m_x, m_w, K // CHAINS, BLOCK_M, BLOCK_N, BLOCK_K)
+            acc = _one_chain(p_xs + offset, p_ws + offset, m_x, m_w, K // CHAINS, BLOCK_M, BLOCK_N, BLOCK_K, STAGES)
             # the select keeps the compiler from adding inside the product, which would be another order of addition
             total += tl.where(m_x[:, None], acc, 0.0)
     return total
+
+
+@triton.jit
+def _wait(p_arrived, arrivals: tl.constexpr):
+    """For the kernel before this one; or until so many programs of this one have said that they are done."""
+    if p_arrived is None:
+        gdc_wait()
+    else:
+        while tl.atomic_add(p_arrived, 0, sem="acquire") < arrivals:
+            pass
+        tl.debug_barrier()
 
 
 @triton.jit
@@ -98,6 +112,9 @@ def _four_chains(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    p_arrived,
+    arrivals: tl.constexpr,
 ):
     """[4, BLOCK_M, BLOCK_N]: the four chains of `chained_product` side by side."""
     k = tl.arange(0, BLOCK_K)
@@ -107,19 +124,16 @@ def _four_chains(
     m_x4 = m_x[None, :, None]
     m_w4 = m_w[None, :, None]
     acc4 = tl.zeros((4, BLOCK_M, BLOCK_N), tl.float32)
-    if BLOCK_K >= PART:
-        if PART % BLOCK_K:
-            m_x4 = m_x4 & (k < PART)[None, None, :]
-            m_w4 = m_w4 & (k < PART)[None, None, :]
-        b_w = tl.load(p_w4, m_w4, other=0.0, eviction_policy="evict_first")
+    FIRST: tl.constexpr = BLOCK_K if WAIT or BLOCK_K >= PART else 0  # one tile outside the loop
+    if FIRST:
+        m_k = (k < PART)[None, None, :]
+        b_w = tl.load(p_w4, m_w4 & m_k, other=0.0, eviction_policy="evict_first")
         if WAIT:
-            gdc_wait()
-        b_x = tl.load(p_x4, m_x4, other=0.0)
+            _wait(p_arrived, arrivals)
+        b_x = tl.load(p_x4, m_x4 & m_k, other=0.0)
         acc4 = tl.dot(b_x, tl.permute(b_w, (0, 2, 1)), acc4)
-    else:
-        if WAIT:
-            gdc_wait()
-        for start in range(0, PART, BLOCK_K):
+    if FIRST < PART:
+        for start in tl.range(FIRST, PART, BLOCK_K, num_stages=STAGES):
             if PART % BLOCK_K:
                 m_k = (start + k < PART)[None, None, :]
                 b_x = tl.load(p_x4 + start, m_x4 & m_k, other=0.0)
@@ -141,13 +155,14 @@ def _one_chain(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """[BLOCK_M, BLOCK_N]: one accumulator chain over PART inputs."""
     k = tl.arange(0, BLOCK_K)
     p_x2 = p_xs[:, None] + k[None, :]
     p_w2 = p_ws[:, None] + k[None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, PART, BLOCK_K):
+    for start in tl.range(0, PART, BLOCK_K, num_stages=STAGES):
         if PART % BLOCK_K:
             m_k = (start + k < PART)[None, :]
             b_x = tl.load(p_x2 + start, m_x[:, None] & m_k, other=0.0)
@@ -178,6 +193,7 @@ def _linear_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
     GROUP_N: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -199,7 +215,7 @@ def _linear_kernel(
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     p_xs = p_x + m.to(tl.int64) * stride_x + split * SPLIT_K
     p_ws = p_w + n.to(tl.int64) * K + split * SPLIT_K
-    acc = chained_product(p_xs, p_ws, m < M, n < N, SPLIT_K, CHAINS, IN_TURN, PDL, BLOCK_M, BLOCK_N, BLOCK_K)
+    acc = chained_product(p_xs, p_ws, m < M, n < N, SPLIT_K, CHAINS, IN_TURN, PDL, BLOCK_M, BLOCK_N, BLOCK_K, STAGES)
 
     m_rows = m < M
     m_columns = n < N
@@ -232,7 +248,18 @@ def _norm_kernel(p_x, p_weight, p_out, eps, K: tl.constexpr, BLOCK: tl.constexpr
 @triton.jit
 def normalised(b_x, b_weight, eps, K: tl.constexpr, DTYPE: tl.constexpr):
     """RMS norm of one row held as a 1-d block; the order of the sum depends on the block's length and the warps alone."""
-    inverse = tl.rsqrt(tl.sum(b_x * b_x, 0) / K + eps)
+    return scaled(b_x, inverse_rms(b_x, eps, K), b_weight, DTYPE)
+
+
+@triton.jit
+def inverse_rms(b_x, eps, K: tl.constexpr):
+    """1 / rms of one row held as a 1-d block."""
+    return tl.rsqrt(tl.sum(b_x * b_x, 0) / K + eps)
+
+
+@triton.jit
+def scaled(b_x, inverse, b_weight, DTYPE: tl.constexpr):
+    """The elementwise end of the norm."""
     return ((b_x * inverse).to(DTYPE).to(tl.float32) * b_weight).to(DTYPE)
 
 
@@ -295,15 +322,17 @@ def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
         return Tile(128, 128, 64, 8, 3, True) if num_rows > 256 and width >= 1024 else Tile(64, 64, 64, 4, 4, True)
     m = triton.next_power_of_2(num_rows)
     part = depth // num_chains(depth)
-    if width <= 8192 and ((m == 1 and part in (256, 512, 1024)) or (m == 2 and part == 1024)):
+    if width <= 8192 and ((m == 1 and part <= 1024) or (m <= 4 and part == 1024)):
         # one wave of programs that hold all of their weights in registers before the predecessor has ended
-        return Tile(m, 8, part, 4, 1)
+        return Tile(m, 16 if width > 4096 and part <= 512 else 8, max(16, triton.next_power_of_2(part)), 4, 1)
     if width >= 1 << 16:
         few = Tile(m, 16, 128, 4, 4) if m <= 16 else Tile(32, 32, 64, 4, 3)
         return few if m <= 32 else Tile(64, 64, 64, 4, 4, True)
     if m == 64 and depth < 4096:
         return Tile(32, 32, 64, 4, 3)
-    if m <= 4 or (m <= 32 and depth >= 4096):
+    if m <= 8:
+        return Tile(m, 8, 128, 4, 4)
+    if m <= 32 and depth >= 4096:
         return Tile(m, 16, 128, 4, 5 if m <= 16 else 4)
     return Tile(m, 16, 64, 4, 6 if m <= 16 else 4)
 

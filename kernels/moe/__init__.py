@@ -15,7 +15,7 @@ from torch import Tensor
 from specdec.kernels.linear import PackedWeight, linear, rms_norm
 from specdec.kernels.swiglu import swiglu
 
-__all__ = ["Experts", "moe", "moe_and_norm", "route"]
+__all__ = ["Experts", "moe", "moe_between_norms", "route"]
 
 # one linear layer per expert, or on a GPU all of them as [X, outputs, inputs]
 Experts = Sequence[PackedWeight] | Tensor
@@ -41,7 +41,7 @@ def route(logits_RX: Tensor, k: int, renormalise: bool) -> tuple[Tensor, Tensor]
     return weights_Rk, experts_Rk
 
 
-def moe_and_norm(
+def moe_between_norms(
     x_RE: Tensor,
     router: PackedWeight,
     gate_up: Experts,
@@ -49,27 +49,26 @@ def moe_and_norm(
     k: int,
     renormalise: bool,
     *,
-    residual_RE: Tensor,
     norm_E: Tensor,
+    next_norm_E: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """`moe` added to the residual stream, and the next layer's RMS norm of that: two times [R, E].
+    """The residual stream with `moe` of its RMS norm added, and the next layer's RMS norm of that: two times [R, E].
 
     Args:
-        x_RE: rows after their norm.
+        x_RE: the residual stream before this layer, contiguous.
         router: [X, E]; float32 on the CPU, x's dtype on a GPU, where products are summed in float32 as well.
         gate_up, down, k, renormalise: see `moe`.
-        residual_RE: the stream before this layer.
-        norm_E, eps: of the norm that follows.
+        norm_E, next_norm_E, eps: of the norms before and after.
     """
     if isinstance(gate_up, Tensor):
         from specdec.kernels.moe.kernel import moe_triton
 
         assert isinstance(down, Tensor), "the experts' layers are packed alike"
-        return moe_triton(x_RE, router.data, gate_up, down, k, renormalise, residual_RE=residual_RE, norm_E=norm_E, eps=eps)
+        return moe_triton(x_RE, router.data, gate_up, down, k, renormalise, norm_E=norm_E, next_norm_E=next_norm_E, eps=eps)
     assert not isinstance(down, Tensor), "the experts' layers are packed alike"
-    stream_RE = residual_RE + moe(x_RE, router, gate_up, down, k, renormalise)
-    return stream_RE, rms_norm(stream_RE, norm_E, eps)
+    stream_RE = x_RE + moe(rms_norm(x_RE, norm_E, eps), router, gate_up, down, k, renormalise)
+    return stream_RE, rms_norm(stream_RE, next_norm_E, eps)
 
 
 def moe(

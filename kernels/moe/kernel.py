@@ -1,13 +1,15 @@
 """Triton mixture of experts, weight-major: a touched expert's weights stream once, for all of its rows.
 
 Few rows (up to DIRECT_ROWS): every program multiplies all rows by its expert's tile and stores those that chose it; the
-programs of an expert that an earlier row chose already leave at once. More rows: a counting sort on the device lists the
-(row, rank) pairs by expert, and tiles of that list are multiplied. Both give a pair the same bits, since every product
-is a GEMM row with fixed accumulator chains; the k results of a row are added in order of rank by one writer.
+programs of an expert that an earlier row chose already leave at once. Both products are one launch. More rows: a counting
+sort on the device lists the (row, rank) pairs by expert, and tiles of that list are multiplied. Both give a pair the same
+bits, since every product is a GEMM row with fixed accumulator chains; the k results of a row are added by one writer, whose
+order is the same for every row.
 
 Legend of shape suffixes: R rows, X experts, k experts per row, E hidden size, I expert's inner size, P pairs (row * k + rank).
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -19,15 +21,18 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from specdec.kernels.linear.kernel import (
     Tile,
     chained_product,
+    inverse_rms,
     linear_splits_triton,
     norm_warps,
     normalised,
     num_chains,
     overlaps,
+    rms_norm_triton,
+    scaled,
 )
 
 DIRECT_ROWS = 16
-ROUTER_SPLITS = 8
+ROUTER_SPLITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,41 @@ def _route_kernel(
 
 
 @triton.jit
+def _norm_router_kernel(
+    p_x,
+    p_norm,
+    p_router,
+    p_normed,
+    p_logits,
+    eps,
+    X: tl.constexpr,
+    E: tl.constexpr,
+    PART: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The norm and the router's partial logits of a single row; grid (tiles of experts, parts of the row)."""
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    if PDL:
+        gdc_launch_dependents()
+    e = tl.arange(0, BLOCK)
+    j = split * PART + tl.arange(0, PART)
+    x_id = tile * BLOCK_X + tl.arange(0, BLOCK_X)
+    b_norm = tl.load(p_norm + j).to(tl.float32)
+    b_router = tl.load(p_router + x_id[:, None] * E + j[None, :], (x_id < X)[:, None], other=0.0)
+    if PDL:
+        gdc_wait()
+    b_x = tl.load(p_x + e, e < E, other=0.0).to(tl.float32)
+    b_part = tl.load(p_x + j).to(tl.float32)
+    normed = scaled(b_part, inverse_rms(b_x, eps, E), b_norm, p_normed.dtype.element_ty)
+    logits = tl.dot(normed[None, :], b_router.T)
+    tl.store(p_normed + j, normed, tile == 0)
+    tl.store(p_logits + split * X + x_id[None, :], logits, (x_id < X)[None, :])
+
+
+@triton.jit
 def _group_kernel(p_experts, p_order, p_starts, P, X: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """One expert per program: where its run starts, and its pairs in ascending order."""
     expert = tl.program_id(0)
@@ -98,71 +138,55 @@ def _group_kernel(p_experts, p_order, p_starts, P, X: tl.constexpr, BLOCK: tl.co
 
 
 @triton.jit
-def _expert_kernel(
+def _rows_of_slot(
+    p_experts,
+    slot,
+    R,
+    X: tl.constexpr,
+    TOP_K: tl.constexpr,
+    BY_EXPERT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_TOP: tl.constexpr,
+):
+    """(expert, has, pair, active) of a slot: a pair, whose expert is done there if no earlier row chose it, or an expert."""
+    m = tl.arange(0, BLOCK_M)
+    rank = tl.arange(0, BLOCK_TOP)
+    m_chosen = (m[:, None] < R) & (rank[None, :] < TOP_K)
+    chosen = tl.load(p_experts + m[:, None] * TOP_K + rank[None, :], m_chosen, other=X)
+    expert = slot if BY_EXPERT else tl.load(p_experts + slot)
+    match = chosen == expert
+    has = tl.max(match.to(tl.int32), 1) > 0
+    pair = m * TOP_K + tl.sum(tl.where(match, rank[None, :], 0), 1)
+    first_row = tl.min(tl.where(has, m, BLOCK_M), 0)
+    active = first_row < BLOCK_M if BY_EXPERT else first_row == slot // TOP_K
+    return expert, has, pair, active
+
+
+@triton.jit
+def _expert_tile(
     p_x,
     p_w,
-    p_experts,
-    p_order,
-    p_starts,
     p_out,
-    R,
+    expert,
+    pair,
+    has,
+    tile_n,
     N: tl.constexpr,
     K: tl.constexpr,
-    X: tl.constexpr,
     TOP_K: tl.constexpr,
     CHAINS: tl.constexpr,
     IN_TURN: tl.constexpr,
     GATED: tl.constexpr,
-    GROUPED: tl.constexpr,
-    BY_EXPERT: tl.constexpr,
+    WAIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    BLOCK_TOP: tl.constexpr,
-    BLOCK_X: tl.constexpr,
-    PDL: tl.constexpr,
+    STAGES: tl.constexpr,
+    p_arrived=None,
+    arrivals: tl.constexpr = 0,
 ):
-    """out[pair] = silu(gate) * up of x[row] (GATED: w [X, 2N, K]) or w x[pair] (w [X, N, K]).
-
-    Grid (column tiles, slots). A slot is a pair, whose expert is done here if no earlier row chose it; or an expert
-    (BY_EXPERT); or a tile of the sorted pairs (GROUPED).
-    """
-    tile_n = tl.program_id(0)
-    slot = tl.program_id(1)
-    if PDL:
-        if GATED:
-            # the routing was written just before; who starts after this kernel may read it without a wait
-            gdc_wait()
-        gdc_launch_dependents()
-    m = tl.arange(0, BLOCK_M)
-    if GROUPED:
-        x_id = tl.arange(0, BLOCK_X)
-        starts = tl.load(p_starts + x_id, x_id < X, other=0)
-        counts = tl.load(p_starts + x_id + 1, x_id < X, other=0) - starts
-        tiles = (counts + BLOCK_M - 1) // BLOCK_M
-        until = tl.cumsum(tl.where(x_id < X, tiles, 0), 0)
-        expert = tl.sum(((until <= slot) & (x_id < X)).to(tl.int32), 0)
-        active = expert < X
-        is_expert = x_id == expert
-        first = (slot - tl.sum(tl.where(is_expert, until - tiles, 0), 0)) * BLOCK_M
-        has = m < tl.sum(tl.where(is_expert, counts, 0), 0) - first  # of no pair where there is no such expert
-        pair = tl.load(p_order + tl.sum(tl.where(is_expert, starts, 0), 0) + first + m, has, other=0)
-    else:
-        rank = tl.arange(0, BLOCK_TOP)
-        m_chosen = (m[:, None] < R) & (rank[None, :] < TOP_K)
-        chosen = tl.load(p_experts + m[:, None] * TOP_K + rank[None, :], m_chosen, other=X)
-        expert = slot if BY_EXPERT else tl.load(p_experts + slot)
-        match = chosen == expert
-        has = tl.max(match.to(tl.int32), 1) > 0
-        pair = m * TOP_K + tl.sum(tl.where(match, rank[None, :], 0), 1)
-        first_row = tl.min(tl.where(has, m, BLOCK_M), 0)
-        active = first_row < BLOCK_M if BY_EXPERT else first_row == slot // TOP_K
+    """out[pair] = silu(gate) * up of x[row] (GATED: w [X, 2N, K]) or w x[pair] (w [X, N, K]), for one tile of columns."""
     p_w_expert = p_w + expert.to(tl.int64) * ((2 if GATED else 1) * N * K)
-    if not active:
-        if PDL and not GATED:
-            gdc_wait()
-        return
-
     WIDE: tl.constexpr = 2 * BLOCK_N if GATED else BLOCK_N
     j = tl.arange(0, WIDE)
     column = tile_n * BLOCK_N + j % BLOCK_N
@@ -170,7 +194,9 @@ def _expert_kernel(
     p_ws = p_w_expert + (column + j // BLOCK_N * N) * K
     source = pair // TOP_K if GATED else pair
     p_xs = p_x + source.to(tl.int64) * K
-    acc = chained_product(p_xs, p_ws, has, column < N, K, CHAINS, IN_TURN, PDL and not GATED, BLOCK_M, WIDE, BLOCK_K)
+    acc = chained_product(
+        p_xs, p_ws, has, column < N, K, CHAINS, IN_TURN, WAIT, BLOCK_M, WIDE, BLOCK_K, STAGES, p_arrived, arrivals
+    )  # fmt: skip
     DTYPE: tl.constexpr = p_out.dtype.element_ty
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N)), (0, 2, 1)))
@@ -182,11 +208,124 @@ def _expert_kernel(
 
 
 @triton.jit
+def _direct_kernel(
+    p_x,
+    p_gate_up,
+    p_down,
+    p_experts,
+    p_arrivals,
+    p_act,
+    p_out,
+    R,
+    slots,
+    HIDDEN: tl.constexpr,
+    INNER: tl.constexpr,
+    X: tl.constexpr,
+    TOP_K: tl.constexpr,
+    GATE_CHAINS: tl.constexpr,
+    DOWN_CHAINS: tl.constexpr,
+    BY_EXPERT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    GATE_N: tl.constexpr,
+    GATE_K: tl.constexpr,
+    GATE_STAGES: tl.constexpr,
+    DOWN_N: tl.constexpr,
+    DOWN_K: tl.constexpr,
+    DOWN_STAGES: tl.constexpr,
+    BLOCK_TOP: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Both products of few rows: the programs of gate and up, slot by slot, then those of down, which wait for their slot only.
+
+    So memory is never idle between the two products. Programs start in the order of their index: whoever waits, waits for
+    programs that have started. p_arrivals, one per slot, is 0 at the start.
+    """
+    GATE_TILES: tl.constexpr = (INNER + GATE_N - 1) // GATE_N
+    DOWN_TILES: tl.constexpr = (HIDDEN + DOWN_N - 1) // DOWN_N
+    if PDL:
+        # the routing was written just before; who starts after this kernel may read it without a wait
+        gdc_wait()
+        gdc_launch_dependents()
+    index = tl.program_id(0)
+    if index < slots * GATE_TILES:
+        slot = index // GATE_TILES
+        expert, has, pair, active = _rows_of_slot(p_experts, slot, R, X, TOP_K, BY_EXPERT, BLOCK_M, BLOCK_TOP)
+        if active:
+            _expert_tile(
+                p_x, p_gate_up, p_act, expert, pair, has, index % GATE_TILES,
+                INNER, HIDDEN, TOP_K, GATE_CHAINS, False, True, False, BLOCK_M, GATE_N, GATE_K, GATE_STAGES,
+            )  # fmt: skip
+            tl.debug_barrier()  # all threads have stored before one of them says so
+            tl.atomic_add(p_arrivals + slot, 1, sem="release")
+    else:
+        index -= slots * GATE_TILES
+        slot = index // DOWN_TILES
+        expert, has, pair, active = _rows_of_slot(p_experts, slot, R, X, TOP_K, BY_EXPERT, BLOCK_M, BLOCK_TOP)
+        if active:
+            _expert_tile(
+                p_act, p_down, p_out, expert, pair, has, index % DOWN_TILES,
+                HIDDEN, INNER, TOP_K, DOWN_CHAINS, False, False, True, BLOCK_M, DOWN_N, DOWN_K, DOWN_STAGES,
+                p_arrivals + slot, GATE_TILES,
+            )  # fmt: skip
+
+
+@triton.jit
+def _grouped_kernel(
+    p_x,
+    p_w,
+    p_order,
+    p_starts,
+    p_out,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    X: tl.constexpr,
+    TOP_K: tl.constexpr,
+    CHAINS: tl.constexpr,
+    IN_TURN: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One of the products of many rows; grid (column tiles, tiles of the sorted pairs)."""
+    tile_n = tl.program_id(0)
+    slot = tl.program_id(1)
+    if PDL:
+        if GATED:
+            # as in `_direct_kernel`
+            gdc_wait()
+        gdc_launch_dependents()
+    m = tl.arange(0, BLOCK_M)
+    x_id = tl.arange(0, BLOCK_X)
+    starts = tl.load(p_starts + x_id, x_id < X, other=0)
+    counts = tl.load(p_starts + x_id + 1, x_id < X, other=0) - starts
+    tiles = (counts + BLOCK_M - 1) // BLOCK_M
+    until = tl.cumsum(tl.where(x_id < X, tiles, 0), 0)
+    expert = tl.sum(((until <= slot) & (x_id < X)).to(tl.int32), 0)
+    is_expert = x_id == expert
+    first = (slot - tl.sum(tl.where(is_expert, until - tiles, 0), 0)) * BLOCK_M
+    has = m < tl.sum(tl.where(is_expert, counts, 0), 0) - first
+    pair = tl.load(p_order + tl.sum(tl.where(is_expert, starts, 0), 0) + first + m, has, other=0)
+    if expert >= X:
+        if PDL and not GATED:
+            gdc_wait()
+        return
+    _expert_tile(
+        p_x, p_w, p_out, expert, pair, has, tile_n,
+        N, K, TOP_K, CHAINS, IN_TURN, GATED, PDL and not GATED, BLOCK_M, BLOCK_N, BLOCK_K, STAGES,
+    )  # fmt: skip
+
+
+@triton.jit
 def _combine_kernel(
     p_parts,
     p_weights,
     p_residual,
     p_norm,
+    p_arrivals,
     p_out,
     p_normed,
     eps,
@@ -194,27 +333,39 @@ def _combine_kernel(
     TOP_K: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    RESETS: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_TOP: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One row per program: out = residual + sum over rank, in order, of weight * part; then the next layer's norm."""
+    """One row per program: out = residual + sum over rank of weight * part; then the next layer's norm.
+
+    The kernel before lets this one start only when what precedes the experts is there: weights and residual need no wait.
+    """
     row = tl.program_id(0).to(tl.int64)
     if PDL:
         gdc_launch_dependents()
     e = tl.arange(0, BLOCK)
+    rank = tl.arange(0, BLOCK_TOP)
     m_e = e < E
+    m_rank = rank < TOP_K
+    weights = tl.load(p_weights + row * TOP_K + rank, m_rank, other=0.0)
+    if HAS_RESIDUAL:
+        b_residual = tl.load(p_residual + row * E + e, m_e, other=0.0).to(tl.float32)
     if HAS_NORM:
         b_norm = tl.load(p_norm + e, m_e, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
-    acc = tl.zeros((BLOCK,), tl.float32)
-    for rank in tl.static_range(TOP_K):
-        part = tl.load(p_parts + (row * TOP_K + rank) * E + e, m_e, other=0.0).to(tl.float32)
-        acc += tl.load(p_weights + row * TOP_K + rank) * part
+    # all loads at once: they are what this kernel waits for
+    at = (row * TOP_K + rank)[:, None] * E + e[None, :]
+    parts = tl.load(p_parts + at, m_rank[:, None] & m_e[None, :], other=0.0).to(tl.float32)
+    acc = tl.sum(parts * weights[:, None], 0)
+    if RESETS:
+        tl.store(p_arrivals + row * TOP_K + rank, tl.zeros((BLOCK_TOP,), tl.int32), m_rank)
     DTYPE: tl.constexpr = p_out.dtype.element_ty
     acc = acc.to(DTYPE).to(tl.float32)
     if HAS_RESIDUAL:
-        acc = (acc + tl.load(p_residual + row * E + e, m_e, other=0.0).to(tl.float32)).to(DTYPE).to(tl.float32)
+        acc = (acc + b_residual).to(DTYPE).to(tl.float32)
     tl.store(p_out + row * E + e, acc.to(DTYPE), m_e)
     if HAS_NORM:
         tl.store(p_normed + row * E + e, normalised(acc, b_norm, eps, E, DTYPE), m_e)
@@ -226,12 +377,52 @@ def route_triton(x_RE: Tensor, router_XE: Tensor, k: int, renormalise: bool) -> 
     The router's products are accumulated in float32, K in ROUTER_SPLITS parts added in order. A row with NaN logits gets
     valid ids.
     """
-    num_rows, num_experts = x_RE.shape[0], router_XE.shape[0]
-    splits = ROUTER_SPLITS if x_RE.shape[1] % (ROUTER_SPLITS * 16) == 0 else 1
-    logits = linear_splits_triton(x_RE, router_XE, splits)
-    pdl = overlaps(x_RE.device)
-    weights = x_RE.new_empty((num_rows, k), dtype=torch.float32)
-    experts = x_RE.new_empty((num_rows, k), dtype=torch.int32)
+    return _choose_experts(linear_splits_triton(x_RE, router_XE, _router_splits(x_RE)), k, renormalise)
+
+
+def norm_and_route_triton(
+    x_RE: Tensor, norm_E: Tensor, eps: float, router_XE: Tensor, k: int, renormalise: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The RMS norm of x, and `route_triton` of that: [R, E], weights, ids. A single row needs a launch less."""
+    num_rows, hidden = x_RE.shape
+    splits, block = _router_splits(x_RE), triton.next_power_of_2(hidden)
+    part = hidden // splits
+    if num_rows > 1 or part != triton.next_power_of_2(part):
+        normed = rms_norm_triton(x_RE, norm_E, eps)
+        return normed, *route_triton(normed, router_XE, k, renormalise)
+    num_experts, block_x, pdl = router_XE.shape[0], 16, overlaps(x_RE.device)
+    normed = torch.empty_like(x_RE)
+    logits = x_RE.new_empty((splits, 1, num_experts), dtype=torch.float32)
+    _norm_router_kernel[(triton.cdiv(num_experts, block_x), splits)](
+        x_RE,
+        norm_E,
+        router_XE,
+        normed,
+        logits,
+        eps,
+        num_experts,
+        hidden,
+        part,
+        block,
+        block_x,
+        PDL=pdl,
+        launch_pdl=pdl,
+        num_warps=norm_warps(block),
+        enable_fp_fusion=False,
+    )
+    return normed, *_choose_experts(logits, k, renormalise)
+
+
+def _router_splits(x_RE: Tensor) -> int:
+    return ROUTER_SPLITS if x_RE.shape[1] % (ROUTER_SPLITS * 16) == 0 else 1
+
+
+def _choose_experts(logits: Tensor, k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+    """From partial logits [splits, R, X]."""
+    splits, num_rows, num_experts = logits.shape
+    pdl = overlaps(logits.device)
+    weights = logits.new_empty((num_rows, k))
+    experts = logits.new_empty((num_rows, k), dtype=torch.int32)
     _route_kernel[(num_rows,)](
         logits,
         weights,
@@ -268,19 +459,62 @@ def experts_triton(
     gate_up_XIE: Tensor,
     down_XEI: Tensor,
     *,
+    arrivals: Tensor | None = None,
     gate_up_tile: Tile | None = None,
     down_tile: Tile | None = None,
 ) -> Tensor:
-    """Each pair's expert output before its weight: [R * k, E] in x's dtype."""
+    """Each pair's expert output before its weight: [R * k, E] in x's dtype.
+
+    arrivals: int32, zeros, one per pair at least; `combine_triton` makes them zeros again. Used up to DIRECT_ROWS rows.
+    """
     (num_rows, hidden), k = x_RE.shape, experts_Rk.shape[1]
     num_experts, inner = down_XEI.shape[0], down_XEI.shape[2]
-    groups = None if num_rows <= DIRECT_ROWS else group_triton(experts_Rk, num_experts)
     act = x_RE.new_empty((num_rows * k, inner))
     out = x_RE.new_empty((num_rows * k, hidden))
     gate_up_tile = gate_up_tile or choose_tile(num_rows, k, num_experts, True)
     down_tile = down_tile or choose_tile(num_rows, k, num_experts, False)
-    _launch(x_RE, gate_up_XIE, experts_Rk, groups, act, True, gate_up_tile)
-    _launch(act, down_XEI, experts_Rk, groups, out, False, down_tile)
+    if num_rows > DIRECT_ROWS:
+        groups = group_triton(experts_Rk, num_experts)
+        _launch_grouped(x_RE, gate_up_XIE, k, groups, act, True, gate_up_tile)
+        _launch_grouped(act, down_XEI, k, groups, out, False, down_tile)
+        return out
+    assert num_rows <= gate_up_tile.m == down_tile.m, "direct products hold all rows in one tile"
+    assert gate_up_tile.warps == down_tile.warps, "one kernel does both"
+    if arrivals is None:
+        arrivals = experts_Rk.new_zeros(num_rows * k)
+    pdl = overlaps(x_RE.device)
+    slots = min(num_rows * k, num_experts)
+    programs = slots * (triton.cdiv(inner, gate_up_tile.n) + triton.cdiv(hidden, down_tile.n))
+    _direct_kernel[(programs,)](
+        x_RE,
+        gate_up_XIE,
+        down_XEI,
+        experts_Rk,
+        arrivals,
+        act,
+        out,
+        num_rows,
+        slots,
+        hidden,
+        inner,
+        num_experts,
+        k,
+        num_chains(hidden),
+        num_chains(inner),
+        BY_EXPERT=num_rows * k >= num_experts,
+        BLOCK_M=gate_up_tile.m,
+        GATE_N=gate_up_tile.n,
+        GATE_K=gate_up_tile.k,
+        GATE_STAGES=gate_up_tile.stages,
+        DOWN_N=down_tile.n,
+        DOWN_K=down_tile.k,
+        DOWN_STAGES=down_tile.stages,
+        BLOCK_TOP=triton.next_power_of_2(k),
+        PDL=pdl,
+        launch_pdl=pdl,
+        num_warps=gate_up_tile.warps,
+        enable_fp_fusion=False,
+    )
     return out
 
 
@@ -290,8 +524,14 @@ def combine_triton(
     residual_RE: Tensor | None = None,
     norm_E: Tensor | None = None,
     eps: float = 1e-6,
+    *,
+    arrivals: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(residual + weighted sum over rank, its RMS norm times `norm_E`), each [R, E]; without norm_E the sum twice."""
+    """(residual + weighted sum over rank, its RMS norm times `norm_E`), each [R, E]; without norm_E the sum twice.
+
+    weights and residual are read before the kernel just before this one, which made the parts, has ended. arrivals: see
+    `experts_triton`.
+    """
     num_rows, k = weights_Rk.shape
     hidden, pdl = parts_PE.shape[1], overlaps(parts_PE.device)
     out = parts_PE.new_empty((num_rows, hidden))
@@ -302,6 +542,7 @@ def combine_triton(
         weights_Rk,
         residual_RE,
         norm_E,
+        arrivals,
         out,
         normed,
         eps,
@@ -309,7 +550,9 @@ def combine_triton(
         k,
         residual_RE is not None,
         norm_E is not None,
+        arrivals is not None,
         block,
+        triton.next_power_of_2(k),
         PDL=pdl,
         launch_pdl=pdl,
         num_warps=norm_warps(block),
@@ -326,18 +569,25 @@ def moe_triton(
     k: int,
     renormalise: bool,
     *,
-    residual_RE: Tensor | None = None,
-    norm_E: Tensor | None = None,
+    norm_E: Tensor,
+    next_norm_E: Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """The whole layer; see `route_triton`, `experts_triton`, `combine_triton`.
+    """The whole layer; see `norm_and_route_triton`, `experts_triton`, `combine_triton`.
 
-    x_RE: rows after their norm, contiguous. router: [X, E]; gate_up: [X, 2I, E], gate first; down: [X, E, I]; all contiguous
-    and in x's dtype. Returns what `combine_triton` returns.
+    x_RE: rows before their norm, contiguous. router: [X, E]; gate_up: [X, 2I, E], gate first; down: [X, E, I]; all contiguous
+    and in x's dtype. Returns x with the layer's output added, and that behind the next norm, where there is one.
     """
-    weights, experts = route_triton(x_RE, router_XE, k, renormalise)
-    parts = experts_triton(x_RE, experts, gate_up_XIE, down_XEI)
-    return combine_triton(parts, weights, residual_RE, norm_E, eps)
+    normed, weights, experts = norm_and_route_triton(x_RE, norm_E, eps, router_XE, k, renormalise)
+    arrivals = _arrivals(x_RE.device, DIRECT_ROWS * k)[: len(x_RE) * k] if len(x_RE) <= DIRECT_ROWS else None
+    parts = experts_triton(normed, experts, gate_up_XIE, down_XEI, arrivals=arrivals)
+    return combine_triton(parts, weights, x_RE, next_norm_E, eps, arrivals=arrivals)
+
+
+@functools.cache
+def _arrivals(device: torch.device, size: int) -> Tensor:
+    """Counters that are zeros between two layers; all layers of a device share them, since its layers run one by one."""
+    return torch.zeros(size, dtype=torch.int32, device=device)
 
 
 def choose_tile(num_rows: int, k: int, num_experts: int, gated: bool) -> Tile:
@@ -346,36 +596,29 @@ def choose_tile(num_rows: int, k: int, num_experts: int, gated: bool) -> Tile:
     if num_rows <= DIRECT_ROWS or per_expert <= 16:
         m = min(DIRECT_ROWS, triton.next_power_of_2(num_rows))
         if gated:
-            return Tile(m, 8 if m == 1 else 16, 128, 4, 3)
-        return Tile(1, 16, 64, 4, 4) if m == 1 else Tile(m, 64, 64, 4, 3)
+            return Tile(m, 8 if m <= 8 else 16, 128, 4, 3)
+        return Tile(m, 32 if m <= 8 else 64, 64, 4, 3)
     if per_expert <= 64:
         return Tile(64, 64, 64, 4, 4, True)
     return Tile(128, 64 if gated else 128, 64, 8, 3, True)
 
 
-def _launch(x: Tensor, weight: Tensor, experts_Rk: Tensor, groups: Groups | None, out: Tensor, gated: bool, tile: Tile) -> None:
-    num_rows, k = experts_Rk.shape
-    pdl = overlaps(x.device)
-    num_experts, num_pairs, inner = weight.shape[0], num_rows * k, out.shape[1]
-    slots = min(num_pairs, num_experts) if groups is None else min(num_pairs, num_pairs // tile.m + num_experts)
-    assert groups is not None or num_rows <= tile.m, "direct products hold all rows in one tile"
-    _expert_kernel[(triton.cdiv(inner, tile.n), slots)](
+def _launch_grouped(x: Tensor, weight: Tensor, k: int, groups: Groups, out: Tensor, gated: bool, tile: Tile) -> None:
+    num_pairs, pdl = len(groups.order_P), overlaps(x.device)
+    num_experts, inner = weight.shape[0], out.shape[1]
+    slots = min(num_pairs, num_pairs // tile.m + num_experts)
+    _grouped_kernel[(triton.cdiv(inner, tile.n), slots)](
         x,
         weight,
-        experts_Rk,
-        groups.order_P if groups else None,
-        groups.starts_X if groups else None,
+        groups.order_P,
+        groups.starts_X,
         out,
-        num_rows,
         inner,
         x.shape[1],
         num_experts,
         k,
         CHAINS=num_chains(x.shape[1]),
         GATED=gated,
-        GROUPED=groups is not None,
-        BY_EXPERT=num_pairs >= num_experts,
-        BLOCK_TOP=triton.next_power_of_2(k),
         BLOCK_X=triton.next_power_of_2(num_experts),
         PDL=pdl,
         launch_pdl=pdl,

@@ -237,8 +237,8 @@ def _attend_row_kernel(
 ):
     """Grid (rows, kv heads, splits): as `_attend_kernel` without FUSED, for the latency of few rows.
 
-    Keys below the sequence's start are older than this round, so those of the first tile are on their way before the round's
-    q, K and V are there; so are the tables, see `tree_attention_triton`.
+    Keys below the sequence's start are older than this round, so those of the first tile are on their way before the round's q,
+    K and V are there; so are the tables, see `tree_attention_triton`.
     """
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
@@ -253,44 +253,42 @@ def _attend_row_kernel(
     end = tl.minimum(_split_start(split + 1), last + 1)
     if WINDOW > 0:
         low = tl.maximum(low, (last - WINDOW + 1) // TILE * TILE)
-    cached_end = tl.minimum(end, base)
-    d = tl.arange(0, BLOCK_DIM)
-    m_d = (d < HEAD_DIM)[None, :]
+    old_end = tl.minimum(tl.minimum(base, first_new), end)
+    d = tl.arange(0, BLOCK_DIM)[None, :]
+    m_d = d < HEAD_DIM
     p_row_pages = p_pages + sequence * P
-    old_end = tl.minimum(cached_end, first_new)
-    at_kv, m_kv = _cached_tile(p_row_pages, low, old_end, kv_head, d, m_d, KV_HEADS, HEAD_DIM, PAGE, TILE)
-    b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
-    b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
+    p_row_slots = p_ancestors + row * D - base
+    p_k += kv_head * (PAGE * HEAD_DIM) + d
+    p_v += kv_head * (PAGE * HEAD_DIM) + d
+    lane = tl.arange(0, TILE)[:, None]
+    at = _tile_keys(p_row_pages, p_row_slots, low, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+    m_old = (low + lane < old_end) & m_d
+    b_k = tl.load(p_k + at, m_old, other=0.0)
+    b_v = tl.load(p_v + at, m_old, other=0.0)
     if PDL:
         gdc_wait()
     if _split_start(split) > last:
         return
-    if old_end < tl.minimum(cached_end, low + TILE):
-        # a chunk of this round wrote keys into the tile
-        at_kv, m_kv = _cached_tile(p_row_pages, low, cached_end, kv_head, d, m_d, KV_HEADS, HEAD_DIM, PAGE, TILE)
-        b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
-        b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
-
     m = tl.arange(0, BLOCK_M)
     at_head = row * (KV_HEADS * GROUP) + kv_head * GROUP + m
     m_q = (m < GROUP)[:, None] & m_d
-    b_q = tl.load(p_q + at_head[:, None] * HEAD_DIM + d[None, :], m_q, other=0.0)
+    b_q = tl.load(p_q + at_head[:, None] * HEAD_DIM + d, m_q, other=0.0)
+    if old_end < tl.minimum(end, low + TILE):
+        # this round wrote keys into it
+        m_new = (low + lane >= old_end) & (low + lane < end) & m_d
+        b_k = tl.load(p_k + at, m_new, other=b_k)
+        b_v = tl.load(p_v + at, m_new, other=b_v)
+
     ones = tl.full((TILE, 16), 1.0, p_v.dtype.element_ty)
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     totals = tl.zeros((BLOCK_M, 16), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
     for start in range(low, end, TILE):
+        at = _tile_keys(p_row_pages, p_row_slots, start + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+        m_next = (start + TILE + lane < end) & m_d
+        b_k_next = tl.load(p_k + at, m_next, other=0.0)
+        b_v_next = tl.load(p_v + at, m_next, other=0.0)
         key = start + tl.arange(0, TILE)
-        at_kv, m_kv = _cached_tile(p_row_pages, start + TILE, cached_end, kv_head, d, m_d, KV_HEADS, HEAD_DIM, PAGE, TILE)
-        b_k_next = tl.load(p_k + at_kv, m_kv, other=0.0)
-        b_v_next = tl.load(p_v + at_kv, m_kv, other=0.0)
-        if start + TILE > base:
-            in_tree = (key >= base) & (key < end)
-            slot = tl.load(p_ancestors + row * D + key - base, in_tree, other=0)
-            at_tree = ((slot // PAGE * KV_HEADS + kv_head) * PAGE + slot % PAGE)[:, None] * HEAD_DIM + d[None, :]
-            m_tree = in_tree[:, None] & m_d
-            b_k = tl.where(in_tree[:, None], tl.load(p_k + at_tree, m_tree, other=0.0), b_k)
-            b_v = tl.where(in_tree[:, None], tl.load(p_v + at_tree, m_tree, other=0.0), b_v)
         keep = key <= last
         if WINDOW > 0:
             keep = keep & (key > last - WINDOW)
@@ -303,27 +301,29 @@ def _attend_row_kernel(
     at_split = split.to(tl.int64) * R * (KV_HEADS * GROUP) + at_head
     tl.store(p_tops + at_split, top, m < GROUP)
     tl.store(p_totals + at_split, tl.max(totals, 1), m < GROUP)
-    tl.store(p_out + at_split[:, None] * HEAD_DIM + d[None, :], acc, m_q)
+    tl.store(p_out + at_split[:, None] * HEAD_DIM + d, acc, m_q)
 
 
 @triton.jit
-def _cached_tile(
+def _tile_keys(
     p_row_pages,
+    p_row_slots,
     start,
+    base,
     end,
-    kv_head,
-    d,
-    m_d,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAGE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """(offsets, mask) [TILE, BLOCK_DIM] of the cached keys at positions from `start` on, below `end`."""
-    lane = tl.arange(0, TILE)
+    """[TILE, 1]: where a row's keys at positions from `start` on, below `end`, lie in the pages of the first kv head:
+    in the sequence's page below the base, at the ancestor's slot from there on (`p_row_slots`, by position)."""
+    key = start + tl.arange(0, TILE)[:, None]
     page = tl.load(p_row_pages + start // PAGE, start < end, other=0)
-    at_tile = ((page * KV_HEADS + kv_head) * PAGE + start % PAGE) * HEAD_DIM
-    return at_tile + lane[:, None] * HEAD_DIM + d[None, :], (start + lane < end)[:, None] & m_d
+    in_tree = (key >= base) & (key < end)
+    slot = tl.load(p_row_slots + key, in_tree, other=0)
+    slot = tl.where(in_tree, slot, page * PAGE + key % PAGE)
+    return (slot // PAGE * (KV_HEADS * PAGE) + slot % PAGE) * HEAD_DIM
 
 
 @triton.jit
@@ -403,22 +403,26 @@ def _heads_kernel(
     m_i = i < HALF
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
     position = tl.load(p_positions + row)
     slot = tl.load(p_slots + row)
+    cos = tl.load(p_cos + position * HALF + i, m_i, other=0.0)
+    sin = tl.load(p_sin + position * HALF + i, m_i, other=0.0)
+    if HAS_NORM:
+        p_norm = tl.where(head < HEADS, p_q_norm.to(tl.int64, bitcast=True), p_k_norm.to(tl.int64, bitcast=True))
+        p_norm = p_norm.to(tl.pointer_type(p_q_norm.dtype.element_ty), bitcast=True) + i
+        low_norm = tl.load(p_norm, m_i, other=0.0).to(tl.float32)
+        high_norm = tl.load(p_norm + HALF, m_i, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_wait()
     at = p_qkv + (row * (HEADS + 2 * KV_HEADS) + head) * (2 * HALF) + i
     low = tl.load(at, m_i, other=0.0).to(tl.float32)
     high = tl.load(at + HALF, m_i, other=0.0).to(tl.float32)
     DTYPE: tl.constexpr = p_q.dtype.element_ty
     if head < HEADS + KV_HEADS:
         if HAS_NORM:
-            p_norm = tl.where(head < HEADS, p_q_norm.to(tl.int64, bitcast=True), p_k_norm.to(tl.int64, bitcast=True))
-            p_norm = p_norm.to(tl.pointer_type(p_q_norm.dtype.element_ty), bitcast=True) + i
             inverse = tl.rsqrt((tl.sum(low * low, 0) + tl.sum(high * high, 0)) / (2 * HALF) + eps)
-            low = (low * inverse).to(DTYPE).to(tl.float32) * tl.load(p_norm, m_i, other=0.0).to(tl.float32)
-            high = (high * inverse).to(DTYPE).to(tl.float32) * tl.load(p_norm + HALF, m_i, other=0.0).to(tl.float32)
-        cos = tl.load(p_cos + position * HALF + i, m_i, other=0.0)
-        sin = tl.load(p_sin + position * HALF + i, m_i, other=0.0)
+            low = (low * inverse).to(DTYPE).to(tl.float32) * low_norm
+            high = (high * inverse).to(DTYPE).to(tl.float32) * high_norm
         turned = low * cos - high * sin
         high = high * cos + low * sin
         low = turned
@@ -448,6 +452,8 @@ def heads_triton(
     eps: float = 1e-6,
 ) -> Tensor:
     """Per-head RMS norm (where given) and rotary embedding of q and k, K and V written to the rows' slots.
+
+    positions and slots are read as early as `tree_attention_triton` reads its tables.
 
     qkv: [R, (H + 2 * kv heads) * head_dim] contiguous; cos, sin: float32 [positions, head_dim / 2]. Returns
     q [R, H, head_dim].
@@ -516,7 +522,7 @@ def tree_attention_triton(
     group = heads // kv_heads
     block_group, block_dim = triton.next_power_of_2(group), triton.next_power_of_2(head_dim)
     pdl = overlaps(q_RHD.device)
-    plan = plan or choose_plan(num_rows, len(bases_S), block_group)
+    plan = plan or choose_plan(num_rows, len(bases_S), block_group, block_dim)
     splits = num_splits(max_positions)
     out = torch.empty_like(q_RHD)
     if plan.fused:
@@ -573,16 +579,17 @@ def tree_attention_triton(
             PDL=pdl,
             launch_pdl=pdl,
             num_warps=1,
+            maxnreg=255,  # room for all loads of a chunk to be underway at once
             enable_fp_fusion=False,
         )
     return out
 
 
-def choose_plan(num_rows: int, num_sequences: int, block_group: int) -> Plan:
+def choose_plan(num_rows: int, num_sequences: int, block_group: int, block_dim: int) -> Plan:
     """Rows that share a program: one while rows are few or each has its own sequence, a matrix tile's worth for chunks."""
     per_sequence = num_rows // max(1, num_sequences)
     if per_sequence > 64:
         return Plan(max(2, 128 // block_group), 8, 2, True)
     if per_sequence >= 8 and block_group < 16:
         return Plan(max(2, 16 // block_group), 4, 2, False)
-    return Plan(1, 4, 1, False)
+    return Plan(1, 8 if num_rows <= 2 or block_dim > 128 else 4, 1, False)

@@ -273,10 +273,8 @@ class Stack:
             )
             attended = tables.attend(q, layer.k_pages, layer.v_pages, self.context + PAGE)
             x = linear_triton(attended.view(len(x), -1), layer.out, residual=x)
-            h = rms_norm_triton(x, layer.moe_norm, 1e-6)
-            x, h = moe_triton(
-                h, layer.router, layer.gate_up, layer.down, s.experts_per_row, True, residual_RE=x, norm_E=norm_after
-            )
+            experts = layer.router, layer.gate_up, layer.down, s.experts_per_row
+            x, h = moe_triton(x, *experts, True, norm_E=layer.moe_norm, next_norm_E=norm_after)
         return linear_triton(h, self.head).argmax(-1)
 
 

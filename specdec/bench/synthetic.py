@@ -109,7 +109,7 @@ def _single(
     same = True
     with progress.task("One stream", len(engines) * (settings.repeats + 1)) as advance:
         for repeat in range(-1, settings.repeats):  # the first one warms up
-            request = _request(f"single {repeat}", settings.context, settings.tokens, repeat + 1, vocab_size)
+            request = shape_request(f"single {repeat}", settings.context, settings.tokens, repeat + 1, vocab_size)
             answer: list[int] = []
             for name, llm in engines.items():
                 tokens, speed = _decode(llm, replace(request, prediction_ids=tuple(answer) if name == ORACLE else ()))
@@ -136,7 +136,7 @@ def _many(settings: ShapeSettings, engines: dict[str, LLM], vocab_size: int, pro
             speeds: dict[str, list[float]] = {name: [] for name in compared}
             for repeat in range(-1, settings.repeats):
                 requests = [
-                    _request(f"{count} {repeat} {i}", _BATCH_PROMPT, _BATCH_TOKENS, 1000 * repeat + i + 1000, vocab_size)
+                    shape_request(f"{count} {repeat} {i}", _BATCH_PROMPT, _BATCH_TOKENS, 1000 * repeat + i + 1000, vocab_size)
                     for i in range(count)
                 ]
                 for name in compared:
@@ -174,7 +174,8 @@ def _costs(llm: LLM) -> list[dict[str, Any]]:
     ]
 
 
-def _request(name: str, prompt: int, tokens: int, seed: int, vocab_size: int) -> Request:
+def shape_request(name: str, prompt: int, tokens: int, seed: int, vocab_size: int) -> Request:
+    """A request of random tokens, answered at T = 1."""
     ids = np.random.default_rng(seed).integers(0, vocab_size, prompt)
     sampling = SamplingParams(temperature=1.0, seed=seed, max_tokens=tokens, ignore_eos=True)
     return Request(request_id=name, prompt_ids=tuple(ids.tolist()), sampling=sampling)

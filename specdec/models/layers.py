@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specdec.kernels.linear import PackedWeight, linear
-from specdec.kernels.moe import Experts, moe_and_norm
+from specdec.kernels.moe import Experts, moe_between_norms
 from specdec.kernels.swiglu import swiglu
 from specdec.models.base import CacheSpec, Heads, ModelConfig, RoundContext, Weights
 from specdec.models.norms import HeadNorm, QkNorm, RmsNorm
@@ -22,8 +22,11 @@ from specdec.models.rope import Rope
 class FeedForward(Protocol):
     """The second half of a decoder layer."""
 
-    def __call__(self, x_RE: Tensor, residual_RE: Tensor, next_norm: RmsNorm) -> tuple[Tensor, Tensor]:
-        """The residual stream with the layer's output added, and that behind the norm which comes next; [R, E] each."""
+    def __call__(self, stream_RE: Tensor, norm: RmsNorm, next_norm: RmsNorm) -> tuple[Tensor, Tensor]:
+        """The residual stream with the layer's output added, and that behind the norm which comes next; [R, E] each.
+
+        norm: this layer's own, before it.
+        """
         ...
 
 
@@ -58,8 +61,8 @@ class GatedMlp:
     gate_up: Linear
     down: Linear
 
-    def __call__(self, x_RE: Tensor, residual_RE: Tensor, next_norm: RmsNorm) -> tuple[Tensor, Tensor]:
-        stream_RE = self.down(swiglu(self.gate_up(x_RE)), residual_RE)
+    def __call__(self, stream_RE: Tensor, norm: RmsNorm, next_norm: RmsNorm) -> tuple[Tensor, Tensor]:
+        stream_RE = self.down(swiglu(self.gate_up(norm(stream_RE))), stream_RE)
         return stream_RE, next_norm(stream_RE)
 
 
@@ -73,17 +76,17 @@ class SparseMlp:
     experts_per_token: int
     renormalise: bool
 
-    def __call__(self, x_RE: Tensor, residual_RE: Tensor, next_norm: RmsNorm) -> tuple[Tensor, Tensor]:
-        return moe_and_norm(
-            x_RE,
+    def __call__(self, stream_RE: Tensor, norm: RmsNorm, next_norm: RmsNorm) -> tuple[Tensor, Tensor]:
+        return moe_between_norms(
+            stream_RE,
             self.router,
             self.gate_up,
             self.down,
             self.experts_per_token,
             self.renormalise,
-            residual_RE=residual_RE,
-            norm_E=next_norm.weight,
-            eps=next_norm.eps,
+            norm_E=norm.weight,
+            next_norm_E=next_norm.weight,
+            eps=norm.eps,
         )
 
 
@@ -123,7 +126,7 @@ class Decoder:
         normed_RE = self._layers[0].attention_norm(stream_RE)
         for index, (layer, norm_after) in enumerate(zip(self._layers, self._norms_after, strict=True)):
             stream_RE = layer.attention(normed_RE, stream_RE, index, ctx)
-            stream_RE, normed_RE = layer.mlp(layer.mlp_norm(stream_RE), stream_RE, norm_after)
+            stream_RE, normed_RE = layer.mlp(stream_RE, layer.mlp_norm, norm_after)
             ctx.capture(index, stream_RE)
         return normed_RE
 

@@ -24,10 +24,13 @@ def test_the_draw_is_that_of_the_reference(vocab: int) -> None:
     positions = torch.arange(65, device="cuda") + 2**31 - 20
     temperatures = torch.linspace(0.2, 2.0, 65, device="cuda")
     noisy = torch.arange(65, device="cuda") % 4 != 3
-    drawn = gumbel_argmax_triton(logits, seeds, positions, temperatures, noisy)
-    expected = gumbel_argmax_reference(logits, seeds, positions, temperatures, noisy)
+    drawn, tops = gumbel_argmax_triton(logits, seeds, positions, temperatures, noisy)
+    expected, expected_tops = gumbel_argmax_reference(logits, seeds, positions, temperatures, noisy)
     assert drawn.tolist() == expected.tolist()
+    assert torch.equal(tops.nan_to_num(7.5), expected_tops.nan_to_num(7.5))
     assert drawn[3] == 7
     for rows in (slice(0, 1), slice(5, 8), slice(30, 65)):
-        alone = gumbel_argmax_triton(logits[rows], seeds[rows], positions[rows], temperatures[rows], noisy[rows])
+        alone, _ = gumbel_argmax_triton(logits[rows], seeds[rows], positions[rows], temperatures[rows], noisy[rows])
         assert torch.equal(alone, drawn[rows])
+    shared = gumbel_argmax_triton(logits, seeds[:13], positions, temperatures[:13], noisy[:13], early=True)[0]
+    assert torch.equal(shared, gumbel_argmax_reference(logits, seeds[:13], positions, temperatures[:13], noisy[:13])[0])

@@ -60,11 +60,17 @@ def test_group_sorts_pairs_by_expert() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 19])
-def test_moe(rows: int) -> None:
-    x, router = _random(rows, 128), _random(6, 128, seed=1) / 8
-    gate_up, down = _random(6, 40, 128, seed=2) / 8, _random(6, 128, 20, seed=3) / 4
-    out, _ = moe.moe_triton(x, router, gate_up, down, 3, True)
-    assert _error(out, moe_reference(x, router, gate_up, down, 3, True)) < 2e-2
+@pytest.mark.parametrize("hidden", [128, 256])  # the router's products are whole, or in parts that fit one launch with the norm
+def test_moe(rows: int, hidden: int) -> None:
+    x, router = _random(rows, hidden), _random(6, hidden, seed=1) / 8
+    norm, next_norm = _random(hidden, seed=4), _random(hidden, seed=5)
+    gate_up, down = _random(6, 40, hidden, seed=2) / 8, _random(6, hidden, 20, seed=3) / 4
+    out, normed = moe.moe_triton(x, router, gate_up, down, 3, True, norm_E=norm, next_norm_E=next_norm)
+    before = torch.nn.functional.rms_norm(x, (hidden,), norm, 1e-6)
+    expected = x + moe_reference(before, router, gate_up, down, 3, True)
+    assert _error(out, expected) < 2e-2
+    assert _error(normed, torch.nn.functional.rms_norm(expected, (hidden,), next_norm, 1e-6)) < 2e-2
+    assert not any(moe._arrivals(x.device, moe.DIRECT_ROWS * 3)), "zeros between two layers"
 
 
 @pytest.mark.parametrize(("plan_rows", "fused"), [(1, False), (4, False), (4, True)])
@@ -110,9 +116,13 @@ def test_the_draw_is_that_of_the_reference(vocab: int) -> None:
     positions = torch.tensor([0, 7, 2**33 + 1, 9, 10])
     temperatures = torch.tensor([1.0, 0.7, 1.0, 1.0, 1.3])
     noisy = torch.tensor([True, True, True, False, True])
-    drawn = gumbel.gumbel_argmax_triton(logits, seeds, positions, temperatures, noisy)
-    assert drawn.tolist() == gumbel_argmax_reference(logits, seeds, positions, temperatures, noisy).tolist()
+    drawn, tops = gumbel.gumbel_argmax_triton(logits, seeds, positions, temperatures, noisy)
+    expected, expected_tops = gumbel_argmax_reference(logits, seeds, positions, temperatures, noisy)
+    assert drawn.tolist() == expected.tolist()
+    assert torch.equal(tops.nan_to_num(7.5), expected_tops.nan_to_num(7.5))
     assert drawn[3] == 7  # the lower of two equal ones
+    pairs = logits[:4], seeds[:2], positions[:4], temperatures[1:3], noisy[2:4]  # two rows of each key
+    assert torch.equal(gumbel.gumbel_argmax_triton(*pairs, early=True)[0], gumbel_argmax_reference(*pairs)[0])
 
 
 @pytest.mark.parametrize("inner", [40, 513])

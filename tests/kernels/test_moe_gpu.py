@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.nn.functional import rms_norm
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
-from specdec.kernels.moe.kernel import group_triton, moe_triton, route_triton
+from specdec.kernels.moe.kernel import group_triton, moe_triton, norm_and_route_triton, route_triton
 from specdec.kernels.moe.reference import moe as moe_reference
 
 pytestmark = pytest.mark.gpu
@@ -34,22 +35,32 @@ def test_rows_keep_their_bits_at_any_count(experts: int, hidden: int, inner: int
     x = _random(1000, hidden, seed=4)
     if alike:  # nearly equal rows crowd onto few experts
         x = _random(1, hidden, seed=5) + x / 64
-    residual, norm = _random(1000, hidden, seed=6), _random(hidden, seed=7)
-    full, normed = moe_triton(x, *layer, k, True, residual_RE=residual, norm_E=norm)
+    norm, next_norm = _random(hidden, seed=6), _random(hidden, seed=7)
+    full, normed = moe_triton(x, *layer, k, True, norm_E=norm, next_norm_E=next_norm)
     for rows in ROWS:
-        out, out_normed = moe_triton(x[:rows], *layer, k, True, residual_RE=residual, norm_E=norm)
+        out, out_normed = moe_triton(x[:rows], *layer, k, True, norm_E=norm, next_norm_E=next_norm)
         assert torch.equal(out, full[:rows]), rows
         assert torch.equal(out_normed, normed[:rows]), rows
-    few = slice(500, 507)
-    assert torch.equal(moe_triton(x[few], *layer, k, True, residual_RE=residual[few])[0], full[few])
+    for few in (slice(500, 507), slice(511, 512), slice(77, 79)):
+        assert torch.equal(moe_triton(x[few], *layer, k, True, norm_E=norm)[0], full[few])
 
 
 def test_agrees_with_the_reference() -> None:
-    layer, x = _layer(32, 256, 96), _random(50, 256, seed=4)
+    layer, x, norm = _layer(32, 256, 96), _random(50, 256, seed=4), _random(256, seed=5)
     for rows in (1, 5, 50):
-        expected = moe_reference(x[:rows], *layer, 4, True).double()
-        out = moe_triton(x[:rows], *layer, 4, True)[0].double()
+        normed = rms_norm(x[:rows], (256,), norm, 1e-6)
+        expected = x[:rows].double() + moe_reference(normed, *layer, 4, True).double()
+        out = moe_triton(x[:rows], *layer, 4, True, norm_E=norm)[0].double()
         assert (out - expected).norm() / expected.norm() < 2e-2
+
+
+def test_one_launch_for_the_norm_and_the_router_of_a_row() -> None:
+    router, x, norm = _random(128, 2048, seed=1) / 45, _random(3, 2048, seed=2), _random(2048, seed=3)
+    together = norm_and_route_triton(x, norm, 1e-6, router, 8, True)
+    for row in range(3):
+        alone = norm_and_route_triton(x[row : row + 1], norm, 1e-6, router, 8, True)
+        for mine, theirs in zip(alone, together, strict=True):
+            assert torch.equal(mine, theirs[row : row + 1])
 
 
 def test_route_ties_and_nan() -> None:

@@ -1,0 +1,129 @@
+"""Where a round's time goes on a GPU: `python -m specdec.bench.timeline [--streams 64] [--drafter ngram]`.
+
+The engine decodes random prompts with random weights under the profiler, as `specdec bench speed --shape` does. Kernels
+overlap, so a kernel is charged from where the one before it ended to its own end. Idle is what no kernel covers; the largest
+single gap of a round is where the host would be waited for. The profiler itself slows rounds a little.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from specdec import assemble
+from specdec.bench.shapes import SHAPES, load_shape
+from specdec.bench.synthetic import shape_request
+from specdec.config import EngineConfig
+from specdec.llm import LLM
+
+_LAST_KERNEL = "_commit_kernel"  # of a round
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One launch, microseconds."""
+
+    name: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Medians over rounds, microseconds.
+
+    charged: by kernel, (launches, time). idle: time that no kernel covers. gaps: each round's largest gap.
+    """
+
+    round: float
+    charged: dict[str, tuple[float, float]]
+    idle: float
+    gaps: list[float]
+
+
+def read_trace(path: Path) -> list[Kernel]:
+    """The launches of a profiler's trace in order of their ends; copies and fills count as kernels."""
+    events = json.loads(path.read_text())["traceEvents"]
+    kinds = ("kernel", "gpu_memcpy", "gpu_memset")
+    found = [Kernel(e["name"], float(e["ts"]), float(e["ts"]) + float(e["dur"])) for e in events if e.get("cat") in kinds]
+    return sorted(found, key=lambda kernel: kernel.end)
+
+
+def summarise(kernels: Iterable[Kernel]) -> Timeline:
+    """Cut at the last kernel of each round; what lies before the first cut and the first round after it are left out."""
+    rounds: list[list[Kernel]] = [[]]
+    for kernel in kernels:
+        rounds[-1].append(kernel)
+        if kernel.name == _LAST_KERNEL:
+            rounds.append([])
+    charged: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    lengths, idles, gaps = [], [], []
+    for before, mine in itertools.pairwise(rounds[1:-1]):
+        clock = before[-1].end
+        lengths.append(mine[-1].end - clock)
+        own: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
+        idle, gap = 0.0, 0.0
+        for kernel in mine:
+            waited = max(kernel.start - clock, 0.0)
+            idle, gap = idle + waited, max(gap, waited)
+            count, time = own[kernel.name]
+            own[kernel.name] = (count + 1, time + kernel.end - max(clock, kernel.start))
+            clock = max(clock, kernel.end)
+        idles.append(idle)
+        gaps.append(gap)
+        for name, value in own.items():
+            charged[name].append(value)
+    medians = {n: (statistics.median(c for c, _ in v), statistics.median(t for _, t in v)) for n, v in charged.items()}
+    return Timeline(statistics.median(lengths), medians, statistics.median(idles), gaps)
+
+
+def measure(llm: LLM, streams: int, prompt: int, tokens: int) -> Timeline:
+    """Decode twice, the second time under the profiler."""
+    vocab_size = llm.assembled.model_info.config.vocab_size
+
+    def decode(seed: int) -> None:
+        llm.generate([shape_request(f"{seed} {i}", prompt, tokens, seed + i, vocab_size) for i in range(streams)])
+
+    decode(0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        decode(1000)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        return summarise(read_trace(path))
+
+
+def main() -> None:
+    """Entry point of `python -m specdec.bench.timeline`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen3-30b-a3b")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1])
+    parser.add_argument("--prompt", type=int, default=1024, help="tokens of each prompt")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens of each answer")
+    parser.add_argument("--drafter", choices=["none", "ngram"], nargs="+", default=["none"])
+    args = parser.parse_args()
+    loaded = load_shape(args.shape, dtype="bfloat16", device="cuda")
+    base = EngineConfig(model=args.shape, prefix_cache=False, max_batch=max(args.streams), device_loop=True, chunk_tokens=2048)
+    print(torch.cuda.get_device_name())
+    for drafter in args.drafter:
+        llm = LLM(assemble.build(replace(base, drafters=() if drafter == "none" else (drafter,)), None, loaded))
+        for streams in args.streams:
+            found = measure(llm, streams, args.prompt, args.tokens)
+            print(f"\n{streams} streams, drafter {drafter}, {args.prompt} prompt tokens: {found.round:.0f} us a round")
+            print(f"{'kernel':<70}{'launches':>9}{'us':>9}{'us each':>9}")
+            for name, (count, time) in sorted(found.charged.items(), key=lambda item: -item[1][1]):
+                print(f"{name[:68]:<70}{count:>9.0f}{time:>9.1f}{time / count:>9.2f}")
+            gaps = sorted(found.gaps)
+            largest = f"median {statistics.median(gaps):.1f}, 90 % {gaps[int(len(gaps) * 0.9)]:.1f}"
+            print(f"idle {found.idle:.1f}; largest gap: {largest}")
+
+
+if __name__ == "__main__":
+    main()
