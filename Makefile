@@ -4,8 +4,10 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN = $(VENV)/bin
 MODEL ?= smollm2-135m
+GPU_PYTHON ?= $(BIN)/python
+GPU_REPORTS = reports/gpu
 
-.PHONY: serve test lint types tests clean
+.PHONY: serve test lint types tests gpu-bench clean
 
 serve: $(VENV)/.installed   ## serve MODEL on http://127.0.0.1:8000
 	$(BIN)/specdec serve $(MODEL)
@@ -21,6 +23,21 @@ types: $(VENV)/.installed-dev
 
 tests: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal --cov --cov-report=term
+
+# no .venv is made: GPU_PYTHON may be any Python with specdec and a PyTorch that fits the GPU
+gpu-bench: export PYTHONUNBUFFERED = 1
+gpu-bench: SHELL = /bin/bash
+gpu-bench: .SHELLFLAGS = -o pipefail -c
+gpu-bench:   ## every measurement on this machine's NVIDIA GPU, each into a file of reports/gpu
+	mkdir -p $(GPU_REPORTS)
+	$(GPU_PYTHON) -m specdec.bench.kernels | tee $(GPU_REPORTS)/kernels.txt
+	$(GPU_PYTHON) -m specdec.bench.kernels --stack --rows 1 2 4 8 16 | tee $(GPU_REPORTS)/stack.txt
+	$(GPU_PYTHON) -m specdec.bench.timeline --streams 1 64 --drafter none ngram | tee $(GPU_REPORTS)/timeline.txt
+	$(GPU_PYTHON) -m specdec.bench.prefill | tee $(GPU_REPORTS)/prefill.txt
+	$(GPU_PYTHON) -m specdec bench speed --shape qwen3-30b-a3b --streams 1,8,32,64,128,256 --repeats 3 --max-tokens 128 \
+	  | tee $(GPU_REPORTS)/speed.txt
+	$(GPU_PYTHON) -m specdec.bench.loading --layers 2 4 | tee $(GPU_REPORTS)/loading.txt
+	$(GPU_PYTHON) -m specdec bench lossless smollm2-135m | tee $(GPU_REPORTS)/lossless.txt
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -40,6 +40,8 @@ _COST_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _COST_CONTEXTS = (128, 1024)
 GPU_TILE = 64  # keys that the attention kernels read at once, from one page
 _CORPUS_TOKENS = 1 << 16  # of earlier responses that the device copies from
+_CPU_CACHE_GB = 2.0
+_GPU_SHARE = 0.85  # of the memory that the weights leave free; the rest is for activations and graphs
 _MOST_POSITIONS = 1 << 20  # of the pool, whatever memory is given
 
 
@@ -106,7 +108,8 @@ def build(
     loaded = loaded or load(config, progress)
     model = loaded.model
     rule = RULES[config.acceptance]()
-    num_pages, max_model_len = _sizes(config, model)
+    sizes = _sizes(config, model)
+    num_pages, max_model_len = sizes.num_pages, sizes.max_model_len
     scratch_pages = -(-SCRATCH_SLOTS // config.page_size)
     stored = cache_dtype(model.dtype, model.device)
     scratch = np.arange(num_pages * config.page_size, (num_pages + scratch_pages) * config.page_size)
@@ -134,12 +137,12 @@ def build(
     scheduler = Scheduler(
         num_pages=num_pages,
         page_size=config.page_size,
-        max_batch=config.max_batch,
-        chunk_tokens=config.chunk_tokens,
+        max_batch=sizes.max_batch,
+        chunk_tokens=sizes.chunk_tokens,
         prefix_cache=config.prefix_cache,
     )
     with _explained_memory("a lower --cache-gb or --max-model-len"):
-        loop = _device_loop(config, runner, speculator, rule, max_model_len)
+        loop = _device_loop(config, sizes, runner, speculator, rule)
     engine = Engine(
         runner=runner,
         scheduler=scheduler,
@@ -177,28 +180,46 @@ def _explained_memory(remedy: str) -> Iterator[None]:
         ) from error
 
 
-def _sizes(config: EngineConfig, model: Model) -> tuple[int, int]:
-    """(pages of the K/V pool, positions of the longest sequence)."""
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What the settings come to on this machine; max_model_len is in positions."""
+
+    num_pages: int
+    max_model_len: int
+    max_batch: int
+    chunk_tokens: int
+
+
+def _sizes(config: EngineConfig, model: Model) -> _Sizes:
+    on_gpu = model.device.type == "cuda"
+    cache_gb = config.cache_gb
+    if cache_gb is None:
+        cache_gb = _GPU_SHARE * torch.cuda.mem_get_info(model.device)[0] / 1e9 if on_gpu else _CPU_CACHE_GB
     page_bytes = KVPool.page_bytes(model.cache_specs, config.page_size, cache_dtype(model.dtype, model.device))
-    positions = min(int(config.cache_gb * 1e9) // page_bytes * config.page_size, _MOST_POSITIONS)
+    positions = min(int(cache_gb * 1e9) // page_bytes * config.page_size, _MOST_POSITIONS)
     most = model.config.max_position_embeddings
     wanted = config.max_model_len
     if wanted is not None and wanted > most:
         raise ConfigError(f"max_model_len is {wanted}, but the model knows {most} positions; lower --max-model-len.")
     if wanted is not None and wanted > positions:
         raise ConfigError(
-            f"cache_gb {config.cache_gb:g} holds {positions} tokens of this model, less than max_model_len {wanted}; "
+            f"cache_gb {cache_gb:g} holds {positions} tokens of this model, less than max_model_len {wanted}; "
             "raise --cache-gb or lower --max-model-len."
         )
     if model.device.type == "cuda" and config.page_size % GPU_TILE:
         raise ConfigError(f"page_size is {config.page_size}, but on a GPU it must be a multiple of {GPU_TILE}.")
     if positions < 2 * config.page_size:
-        raise ConfigError(f"cache_gb {config.cache_gb:g} holds only {positions} tokens of this model; raise --cache-gb.")
-    return positions // config.page_size, wanted or min(most, positions)
+        raise ConfigError(f"cache_gb {cache_gb:g} holds only {positions} tokens of this model; raise --cache-gb.")
+    return _Sizes(
+        num_pages=positions // config.page_size,
+        max_model_len=wanted or min(most, positions),
+        max_batch=config.max_batch or (256 if on_gpu else 32),
+        chunk_tokens=config.chunk_tokens or (2048 if on_gpu else 256),
+    )
 
 
 def _device_loop(
-    config: EngineConfig, runner: Runner, speculator: Speculator, rule: AcceptanceRule, max_model_len: int
+    config: EngineConfig, sizes: _Sizes, runner: Runner, speculator: Speculator, rule: AcceptanceRule
 ) -> DeviceLoop | None:
     """Rounds without the host, where the kernels run on a GPU and the rule is the walk that they know."""
     if not (config.device_loop and uses_triton(runner.device) and rule.per_seed and not speculator.hidden_layers):
@@ -206,8 +227,8 @@ def _device_loop(
     return DeviceLoop(
         runner.model,
         runner.pool,
-        max_sequences=config.max_batch,
-        max_model_len=max_model_len,
+        max_sequences=sizes.max_batch,
+        max_model_len=sizes.max_model_len,
         corpus_tokens=_CORPUS_TOKENS if speculator.copies_responses else 0,
     )
 

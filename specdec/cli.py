@@ -70,7 +70,7 @@ def serve(
     dtype: options.Dtype = options.DEFAULTS.dtype,
     device: options.Device = options.DEFAULTS.device,
     threads: options.Threads = None,
-    device_loop: options.DeviceLoop = False,
+    no_device_loop: options.NoDeviceLoop = False,
     max_model_len: options.MaxModelLen = None,
     max_batch: options.MaxBatch = options.DEFAULTS.max_batch,
     cache_gb: options.CacheGb = options.DEFAULTS.cache_gb,
@@ -102,7 +102,7 @@ def serve(
         max_tree_depth=max_tree_depth,
         prefix_cache=not no_prefix_cache,
         adaptive=not no_adaptive,
-        device_loop=device_loop,
+        device_loop=not no_device_loop,
         num_threads=threads,
     )
     if log_level not in _LOG_LEVELS:

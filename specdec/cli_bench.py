@@ -33,7 +33,7 @@ def speed(
     dtype: options.Dtype = options.DEFAULTS.dtype,
     device: options.Device = options.DEFAULTS.device,
     threads: options.Threads = None,
-    device_loop: options.DeviceLoop = False,
+    no_device_loop: options.NoDeviceLoop = False,
     max_model_len: options.MaxModelLen = None,
     shape: Annotated[
         str | None, typer.Option(help="Random weights of this shape instead of a model: qwen3-30b-a3b, smollm2-135m.")
@@ -56,7 +56,7 @@ def speed(
     compared = against == "transformers"
     config = _config(
         model, drafter, draft_model, dtype, device, threads, max_model_len,
-        cache_gb=cache_gb, chunk_tokens=chunk_tokens, device_loop=device_loop,
+        cache_gb=cache_gb, chunk_tokens=chunk_tokens, device_loop=not no_device_loop,
     )  # fmt: skip
     if shape is not None:
         _speed_of_shape(shape, config, _numbers(streams, "streams"), repeats, max_tokens)

@@ -31,18 +31,26 @@ NoAdaptive = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.", rich_help_panel=_MACHINE)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=_MACHINE)]
-DeviceLoop = Annotated[
+NoDeviceLoop = Annotated[
     bool,
-    typer.Option(
-        "--device-loop", help="On a GPU, run rounds ahead of the host where it is not needed.", rich_help_panel=_MACHINE
-    ),
+    typer.Option("--no-device-loop", help="On a GPU, have the host take part in every round.", rich_help_panel=_MACHINE),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; torch's own choice if not given.", rich_help_panel=_MACHINE)]
 MaxModelLen = Annotated[int | None, typer.Option(help="Most tokens of prompt and answer.", rich_help_panel=_SIZE)]
-MaxBatch = Annotated[int, typer.Option(help="Sequences in one round.", rich_help_panel=_SIZE)]
-CacheGb = Annotated[float, typer.Option(help="Memory for keys and values, in GB.", rich_help_panel=_SIZE)]
+MaxBatch = Annotated[
+    int | None, typer.Option(help="Sequences in one round; if not given, 256 on a GPU, else 32.", rich_help_panel=_SIZE)
+]
+CacheGb = Annotated[
+    float | None,
+    typer.Option(
+        help="Memory for keys and values, in GB; if not given, most of what a GPU has free, else 2.", rich_help_panel=_SIZE
+    ),
+]
 PageSize = Annotated[int, typer.Option(help="Tokens of one cache page.", rich_help_panel=_SIZE)]
-ChunkTokens = Annotated[int, typer.Option(help="Prompt tokens computed in one round.", rich_help_panel=_SIZE)]
+ChunkTokens = Annotated[
+    int | None,
+    typer.Option(help="Prompt tokens computed in one round; if not given, 2048 on a GPU, else 256.", rich_help_panel=_SIZE),
+]
 NoPrefixCache = Annotated[bool, typer.Option("--no-prefix-cache", help="Compute every prompt anew.", rich_help_panel=_SIZE)]
 Suite = Annotated[Path | None, typer.Option(help="Folder of .jsonl prompts instead of the built-in suite.")]
 Content = Annotated[str, typer.Option(help="Only these content types of the suite, with commas.")]

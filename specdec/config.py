@@ -25,28 +25,30 @@ class EngineConfig:
     draft_model: str | None = None  # for the drafter `draft-model`
     acceptance: str = "shared-noise"
     max_model_len: int | None = None  # None: the checkpoint's own
-    max_batch: int = 32  # sequences in one round
-    cache_gb: float = 2.0  # KV pages
+    max_batch: int | None = None  # sequences in one round; None: 256 on a GPU, else 32
+    cache_gb: float | None = None  # KV pages; None: most of a GPU's free memory, else 2
     page_size: int = 64  # tokens
-    chunk_tokens: int = 256  # prompt tokens computed in one round, all sequences together
+    chunk_tokens: int | None = (
+        None  # prompt tokens computed in one round, all sequences together; None: 2,048 on a GPU, else 256
+    )
     max_tree_nodes: int = 64  # of one sequence, the root counted
     max_tree_depth: int = 64
     prefix_cache: bool = True
     adaptive: bool = True  # False: drafts are always verified whole, whatever they cost
-    device_loop: bool = False  # on a GPU, run rounds ahead of the host; off until measured there, see docs/architecture.md
+    device_loop: bool = True  # on a GPU, run rounds ahead of the host where they need nothing from it
     num_threads: int | None = None  # of the CPU path; None: torch's own choice
 
     def __post_init__(self) -> None:
         _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         _require(self.acceptance in ACCEPTANCE_RULES, "acceptance", self.acceptance, f"one of {', '.join(ACCEPTANCE_RULES)}")
         _require(self.max_model_len is None or self.max_model_len >= 2, "max_model_len", self.max_model_len, "2 or more")
-        _require(self.max_batch >= 1, "max_batch", self.max_batch, "1 or more")
-        _require(self.cache_gb > 0, "cache_gb", self.cache_gb, "above 0")
+        _require(self.max_batch is None or self.max_batch >= 1, "max_batch", self.max_batch, "1 or more")
+        _require(self.cache_gb is None or self.cache_gb > 0, "cache_gb", self.cache_gb, "above 0")
         _require(
             self.page_size >= 16 and self.page_size & (self.page_size - 1) == 0,
             "page_size", self.page_size, "a power of two, 16 or more",
         )  # fmt: skip
-        _require(self.chunk_tokens >= 1, "chunk_tokens", self.chunk_tokens, "1 or more")
+        _require(self.chunk_tokens is None or self.chunk_tokens >= 1, "chunk_tokens", self.chunk_tokens, "1 or more")
         _require(self.max_tree_nodes >= 1, "max_tree_nodes", self.max_tree_nodes, "1 or more")
         _require(self.max_tree_depth >= 1, "max_tree_depth", self.max_tree_depth, "1 or more")
         _require(self.num_threads is None or self.num_threads >= 1, "num_threads", self.num_threads, "1 or more")

@@ -19,7 +19,7 @@ from torch import Tensor
 from specdec.cache.pool import KVPool
 from specdec.candidates import Truncation, truncate_among
 from specdec.graphs import MAX_GRAPHS, ROW_BUCKETS, DeviceContext, Tables, half_octave
-from specdec.kernels.chain import ChainRows, Chains, Match, chain_rows, commit_chains
+from specdec.kernels.chain import ChainRows, Chains, Match, Told, chain_rows, commit_chains
 from specdec.kernels.gumbel import gumbel_argmax
 from specdec.kernels.suffix_match import SEPARATOR, suffix_match
 from specdec.loop_members import LONGEST_MATCH, SHORTEST_MATCH, HistoryText, LoopRound, Member
@@ -28,6 +28,7 @@ from specdec.sampling import Kind
 from specdec.tree import IntArray
 
 ROUNDS_AHEAD = 1  # enqueued beyond the one whose outcome the host waits for
+_TURNS_KEPT = 4  # outcomes in the ring, more than are ever underway
 MOST_ROWS = ROW_BUCKETS[-1]
 MAX_WIDTH = 8
 _CANDIDATES = 1024  # of a nucleus; a wider one is the host's affair
@@ -48,7 +49,8 @@ class _Key:
 class _Underway:
     """A round that was enqueued."""
 
-    told: Tensor  # pinned where the device is a GPU
+    turn: int
+    shape: tuple[int, int]  # of what the host is told
     members: int
     width: int
     done: torch.cuda.Event | None = None  # since when `told` can be read
@@ -82,6 +84,10 @@ class DeviceLoop:
         self._history_SL = torch.zeros(size, self._room, dtype=torch.int32, device=device)
         self._corpus_C = torch.full((corpus_tokens,), SEPARATOR, dtype=torch.int32, device=device)
         self._lengths_S, self._offsets_S = of_sequences(torch.int64), of_sequences(torch.int64)
+        self._turns_1 = torch.zeros(1, dtype=torch.int64, device=device)
+        self._turn = 0  # the same as the host counts
+        most_told = len(Told) * size + 2 * MOST_ROWS
+        self._told_TX = torch.zeros(_TURNS_KEPT, most_told, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._mirrors_S = of_sequences(torch.bool)
         self._most_drafts_S = of_sequences(torch.int64)
         self._seeds_S = of_sequences(torch.int64)
@@ -98,7 +104,7 @@ class DeviceLoop:
         self._num_members = 0
         self._truncated = False
         self._underway: deque[_Underway] = deque()
-        self._graphs: OrderedDict[_Key, tuple[torch.cuda.CUDAGraph, Tensor]] = OrderedDict()
+        self._graphs: OrderedDict[_Key, torch.cuda.CUDAGraph] = OrderedDict()
         self._memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     @property
@@ -131,6 +137,7 @@ class DeviceLoop:
         assert not self._underway, "the rounds before are collected"
         self._write_corpus()
         self._num_members = len(members)
+        self._turns_1.fill_(self._turn)  # a round that failed may have been counted on one side only
         size = _bucket(len(members))
         mirrored = [*members, *[members[-1]] * (size - len(members))]
         texts = [HistoryText.of(member, self._most_reference) for member in mirrored]
@@ -180,16 +187,16 @@ class DeviceLoop:
         """
         size, num_pages = self._pages.shape
         key = _Key(size, width, num_pages, lookup, self._truncated)
+        before = done = None
         if self._pool.device.type == "cuda":
             before = self._underway[-1].done if self._underway and key in self._graphs else None
-            told = self._replay(key)
-            host = torch.empty(told.shape, dtype=told.dtype, pin_memory=True)
-            host.copy_(told, non_blocking=True)
+            self._replay(key)
             done = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             done.record()
-            self._underway.append(_Underway(host, self._num_members, width, done, before))
         else:
-            self._underway.append(_Underway(self._round(key), self._num_members, width))
+            self._round(key)
+        self._turn += 1
+        self._underway.append(_Underway(self._turn, (size, len(Told) + 2 * width), self._num_members, width, done, before))
 
     def collect(self) -> LoopRound:
         """The outcome of the oldest round underway; waits for it."""
@@ -198,7 +205,9 @@ class DeviceLoop:
         if entry.done is not None:
             entry.done.synchronize()
             seconds = entry.before.elapsed_time(entry.done) / 1e3 if entry.before is not None else None
-        return LoopRound.read(entry.told[: entry.members].numpy(), entry.width, seconds)
+        size, width = entry.shape
+        told = self._told_TX[entry.turn % _TURNS_KEPT, : size * width].view(size, width)[: entry.members]
+        return LoopRound.read(told.numpy().copy(), entry.width, seconds)
 
     def discard(self) -> None:
         """Forget the rounds underway. What they still write lies behind what the host knows of, and later work comes after."""
@@ -226,8 +235,8 @@ class DeviceLoop:
             corpus_C[self._corpus_end : self._corpus_end + len(part)] = torch.tensor(part, dtype=torch.int32)
             self._corpus_end = (self._corpus_end + len(part)) % len(corpus_C)
 
-    def _round(self, key: _Key) -> Tensor:
-        """Draft, lay out, verify, accept, commit; see `commit_chains` for what comes back."""
+    def _round(self, key: _Key) -> None:
+        """Draft, lay out, verify, accept, commit; the outcome goes into the ring."""
         chains = self._chains(key)
         match = None
         if key.lookup:
@@ -243,7 +252,7 @@ class DeviceLoop:
         context = DeviceContext(_tables(rows, chains.page_table_SP), self._pool, self._windows, ())
         logits_RV = self._model.logits(self._model.forward(rows.tokens_R, context))
         chosen_R, tops_R, settled_R = self._draw(key, rows, logits_RV)
-        return commit_chains(chains, rows, chosen_R, tops_R, settled_R)
+        commit_chains(chains, rows, chosen_R, tops_R, settled_R)
 
     def _draw(self, key: _Key, rows: ChainRows, logits_RV: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The target's own token after each row, the row's largest logit, and whether the token is certain (None: it is)."""
@@ -273,31 +282,32 @@ class DeviceLoop:
             page_table_SP=self._page_table(),
             mirrors_S=self._mirrors_S[:size],
             most_drafts_S=self._most_drafts_S[:size],
+            turns_1=self._turns_1,
+            told_TX=self._told_TX,
         )
 
-    def _replay(self, key: _Key) -> Tensor:
+    def _replay(self, key: _Key) -> None:
         if key not in self._graphs:
             self._graphs[key] = self._capture(key)
             if len(self._graphs) > MAX_GRAPHS:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
-        graph, told = self._graphs[key]
-        graph.replay()
-        return told
+        self._graphs[key].replay()
 
-    def _capture(self, key: _Key) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, key: _Key) -> torch.cuda.CUDAGraph:
         """Run once, which compiles kernels, take that back, and record."""
-        lengths_S = self._lengths_S.clone()
+        lengths_S, turns_1 = self._lengths_S.clone(), self._turns_1.clone()
         stream = torch.cuda.Stream(self._pool.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._round(key)
         torch.cuda.current_stream().wait_stream(stream)
         self._lengths_S.copy_(lengths_S)
+        self._turns_1.copy_(turns_1)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-            told = self._round(key)
-        return graph, told
+            self._round(key)
+        return graph
 
     def _page_bucket(self, count: int) -> int:
         """Room to grow in, so that few graphs serve all lengths."""

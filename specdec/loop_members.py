@@ -66,7 +66,7 @@ class LoopRound:
 
     @staticmethod
     def read(told: IntArray, width: int, seconds: float | None = None) -> "LoopRound":
-        """From what `commit_chains` gives, int64 [members, len(Told) + 2 * width]."""
+        """From what `commit_chains` tells, int64 [members, len(Told) + 2 * width]."""
         columns, tokens, chosen = np.split(told, [len(Told), len(Told) + width], axis=1)
         counts = zip(columns[:, Told.ACCEPTED].tolist(), columns[:, Told.DRAFTED].tolist(), strict=True)
         emitted, drafts = [], []

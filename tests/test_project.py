@@ -39,6 +39,7 @@ LAYERS = (
     ("cli_progress", "cli_options"),
     ("cli_bench", "cli_generate", "cli_info"),
     ("cli",),
+    ("__main__",),
 )
 APART = {"bench": "server", "server": "bench"}  # one line, but neither imports the other
 FIELDS_SPEAK = {"specdec.server.schema.StreamOptions"}  # OpenAI's own object; its fields say what it is

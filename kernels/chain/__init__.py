@@ -5,7 +5,7 @@ a draft repeat the last row that has one, whose experts are read anyway, and wri
 depends on what was found, and a round in which nothing was costs next to nothing more than a plain one.
 
 Legend of shape suffixes: S sequences, W rows of a sequence, R all rows (S * W), L room of a history, C tokens of the corpus,
-P pages of a sequence, X columns that the host is told.
+P pages of a sequence, T rounds whose outcome is kept, X integers of an outcome.
 """
 
 import torch
@@ -19,7 +19,7 @@ __all__ = ["ChainRows", "Chains", "Match", "Origin", "Told", "chain_rows", "comm
 
 
 def chain_rows(chains: Chains, match: Match | None, *, width: int, shortest: int, page_size: int, spare_slot: int) -> ChainRows:
-    """Lay a round out.
+    """Lay a round out, and count it.
 
     Args:
         chains: the sequences; the page table reaches `width` positions beyond each history.
@@ -37,7 +37,7 @@ def chain_rows(chains: Chains, match: Match | None, *, width: int, shortest: int
     return chain_rows_reference(chains, match, **shape)
 
 
-def commit_chains(chains: Chains, rows: ChainRows, chosen_R: Tensor, tops_R: Tensor, settled_R: Tensor | None) -> Tensor:
+def commit_chains(chains: Chains, rows: ChainRows, chosen_R: Tensor, tops_R: Tensor, settled_R: Tensor | None) -> None:
     """Accept by the shared-noise walk down each chain, and move histories and lengths on.
 
     Args:
@@ -46,13 +46,11 @@ def commit_chains(chains: Chains, rows: ChainRows, chosen_R: Tensor, tops_R: Ten
         chosen_R: int64, the target's own token after each row.
         tops_R: float32, the largest logit of each row; where it is not finite the row gave no token.
         settled_R: bool, False where the row's token is not certain; None where all are.
-
-    Returns:
-        int64 [S, X], X = len(Told) + 2 W.
     """
     assert tops_R.dtype == torch.float32, tops_R.dtype
     if uses_triton(chains.history_SL.device):
         from specdec.kernels.chain.kernel import commit_chains_triton
 
-        return commit_chains_triton(chains, rows, chosen_R, tops_R, settled_R)
-    return commit_chains_reference(chains, rows, chosen_R, tops_R, settled_R)
+        commit_chains_triton(chains, rows, chosen_R, tops_R, settled_R)
+    else:
+        commit_chains_reference(chains, rows, chosen_R, tops_R, settled_R)

@@ -27,7 +27,8 @@ class Told(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chains:
-    """What the device knows of the sequences that decode. Rounds move `history_SL` and `lengths_S` on, the host sets the rest.
+    """What the device knows of the sequences that decode. Rounds move `history_SL`, `lengths_S` and `turns_1` on and write to
+    `told_TX`, the host sets the rest.
 
     A history holds a reference text (the expected answer, say) and a separator where there is one, then prompt and output;
     its last token is the root of the next chain.
@@ -40,6 +41,10 @@ class Chains:
     page_table_SP: Tensor  # int64
     mirrors_S: Tensor  # bool; padding that repeats another sequence and writes to the spare slot
     most_drafts_S: Tensor  # int64
+    turns_1: Tensor  # int64, rounds laid out so far
+    # int64, a ring: row `turns_1 % T` takes what the host is told of that round, [S, len(Told) + 2 W] in its first entries.
+    # It may be host memory that the device reaches, so that no copy stands between two rounds.
+    told_TX: Tensor
 
 
 @dataclass(frozen=True, slots=True)

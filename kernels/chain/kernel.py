@@ -4,8 +4,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
 
 from specdec.kernels.chain.data import ChainRows, Chains, Match, Told
+from specdec.kernels.linear.kernel import overlaps
 
 _TOLD = len(Told)
 
@@ -19,6 +21,7 @@ def _rows_kernel(
     p_pages,
     p_mirrors,
     p_most,
+    p_turns,
     p_ends,
     p_matched,
     p_tokens,
@@ -44,6 +47,8 @@ def _rows_kernel(
 ):
     """Grid (sequences,)."""
     s = tl.program_id(0).to(tl.int64)
+    if s == 0:
+        tl.store(p_turns, tl.load(p_turns) + 1)
     length = tl.load(p_lengths + s)
     offset = tl.load(p_offsets + s)
     p_text = p_history + s * L
@@ -110,15 +115,21 @@ def _commit_kernel(
     p_chosen,
     p_tops,
     p_settled,
+    p_turns,
     p_told,
     L,
+    turns_kept,
+    room,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     TOLD: tl.constexpr,
     HAS_SETTLED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (sequences,). The columns come in the order of `Told`."""
     s = tl.program_id(0).to(tl.int64)
+    if PDL:
+        gdc_wait()
     w = tl.arange(0, BLOCK).to(tl.int64)
     m_w = w < WIDTH
     row = s * WIDTH + w
@@ -136,7 +147,7 @@ def _commit_kernel(
     if HAS_SETTLED:
         sound = sound & (tl.load(p_settled + row, m_w, other=1) != 0)
     first = tl.sum(tl.where(w == 0, chosen, 0), 0)
-    p_row = p_told + s * (TOLD + 2 * WIDTH)
+    p_row = p_told + tl.load(p_turns) % turns_kept * room + s * (TOLD + 2 * WIDTH)
     tl.store(p_row, accepted)
     tl.store(p_row + 1, count)
     tl.store(p_row + 2, tl.min(sound.to(tl.int64), 0))
@@ -165,6 +176,7 @@ def chain_rows_triton(
         chains.page_table_SP,
         chains.mirrors_S,
         chains.most_drafts_S,
+        chains.turns_1,
         match.ends_S if match is not None else None,
         match.lengths_S if match is not None else None,
         tokens,
@@ -204,11 +216,11 @@ def chain_rows_triton(
     )
 
 
-def commit_chains_triton(chains: Chains, rows: ChainRows, chosen_R: Tensor, tops_R: Tensor, settled_R: Tensor | None) -> Tensor:
+def commit_chains_triton(chains: Chains, rows: ChainRows, chosen_R: Tensor, tops_R: Tensor, settled_R: Tensor | None) -> None:
     """As `specdec.kernels.chain.commit_chains`; everything contiguous."""
     num_sequences, room = chains.history_SL.shape
-    width = len(chosen_R) // num_sequences
-    told = chosen_R.new_empty((num_sequences, _TOLD + 2 * width))
+    width, pdl = len(chosen_R) // num_sequences, overlaps(chosen_R.device)
+    assert num_sequences * (_TOLD + 2 * width) <= chains.told_TX.shape[1], "the ring has room for a round"
     _commit_kernel[(num_sequences,)](
         chains.history_SL,
         chains.lengths_S,
@@ -220,12 +232,15 @@ def commit_chains_triton(chains: Chains, rows: ChainRows, chosen_R: Tensor, tops
         chosen_R,
         tops_R,
         settled_R,
-        told,
+        chains.turns_1,
+        chains.told_TX,
         room,
+        *chains.told_TX.shape,
         width,
         triton.next_power_of_2(width),
         _TOLD,
         settled_R is not None,
+        PDL=pdl,
+        launch_pdl=pdl,
         num_warps=1,
     )
-    return told

@@ -10,6 +10,7 @@ def chain_rows_reference(
     chains: Chains, match: Match | None, *, width: int, shortest: int, page_size: int, spare_slot: int
 ) -> ChainRows:
     """As `specdec.kernels.chain.chain_rows`."""
+    chains.turns_1.add_(1)
     num_sequences, device = len(chains.lengths_S), chains.lengths_S.device
     places_W = torch.arange(width, device=device)
     roots_S1 = chains.history_SL.gather(1, (chains.lengths_S - 1)[:, None]).long()
@@ -63,7 +64,7 @@ def _ahead(chains: Chains, match: Match, places_W: Tensor) -> tuple[Tensor, Tens
 
 def commit_chains_reference(
     chains: Chains, rows: ChainRows, chosen_R: Tensor, tops_R: Tensor, settled_R: Tensor | None
-) -> Tensor:
+) -> None:
     """As `specdec.kernels.chain.commit_chains`."""
     num_sequences = len(chains.lengths_S)
     tokens_SW, chosen_SW = rows.tokens_R.view(num_sequences, -1), chosen_R.view(num_sequences, -1)
@@ -82,4 +83,5 @@ def commit_chains_reference(
         Told.GUESSED: rows.found_S * (rows.guesses_S == chosen_SW[:, 0]),
         Told.ORIGIN: rows.origins_S,
     }
-    return torch.cat((torch.stack([told[column] for column in Told], 1), tokens_SW, chosen_SW), 1)
+    flat = torch.cat((torch.stack([told[column] for column in Told], 1), tokens_SW, chosen_SW), 1).flatten()
+    chains.told_TX[chains.turns_1 % len(chains.told_TX), : len(flat)] = flat

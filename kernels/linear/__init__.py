@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["PackedWeight", "least_rows", "linear", "pack", "rms_norm", "uses_triton"]
+__all__ = ["PackedWeight", "embed_and_norm", "least_rows", "linear", "pack", "rms_norm", "uses_triton"]
 
 # from this many rows on, and at its multiples, F.linear gives a row the same bits on the CPU
 _TORCH_ROWS = 16
@@ -110,6 +110,22 @@ def rms_norm(x_RE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     length_R1 = torch.linalg.vector_norm(wide_RE, dim=-1, keepdim=True)
     scale_R1 = torch.addcmul(_scalar(eps), length_R1, length_R1, value=1 / x_RE.shape[-1]).rsqrt_()
     return (wide_RE * scale_R1).mul_(weight_E).to(x_RE.dtype)
+
+
+def embed_and_norm(tokens_R: Tensor, table_VE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The rows of a table that tokens name, and `rms_norm` of them: [R, E] each.
+
+    Args:
+        tokens_R: int64.
+        table_VE: contiguous.
+        weight_E, eps: of the norm.
+    """
+    if uses_triton(table_VE.device):
+        from specdec.kernels.linear.kernel import embed_and_norm_triton
+
+        return embed_and_norm_triton(tokens_R, table_VE, weight_E, eps)
+    stream_RE = F.embedding(tokens_R, table_VE)
+    return stream_RE, rms_norm(stream_RE, weight_E, eps)
 
 
 @functools.cache

@@ -70,7 +70,7 @@ def chained_product(
     K is cut into CHAINS equal parts, each one accumulator chain in order of k; the parts are added first to last. They run
     side by side, because a tensor core takes 33 cycles for a step of one chain, or IN_TURN, where the tile is large enough
     to hide that: the same bits. WAIT: x is written by the kernel before this one, or, where there is `p_arrived`, by programs
-    of this one, until that counter is `arrivals`. The first tile of weights is loaded before the wait.
+    of this one, until that counter is `arrivals`. Where rows are few, the first tile of weights is loaded before the wait.
     """
     if CHAINS == 4 and not IN_TURN:
         acc4 = _four_chains(p_xs, p_ws, m_x, m_w, K // 4, WAIT, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, p_arrived, arrivals)
@@ -124,12 +124,14 @@ def _four_chains(
     m_x4 = m_x[None, :, None]
     m_w4 = m_w[None, :, None]
     acc4 = tl.zeros((4, BLOCK_M, BLOCK_N), tl.float32)
-    FIRST: tl.constexpr = BLOCK_K if WAIT or BLOCK_K >= PART else 0  # one tile outside the loop
+    # tiles outside the loop; many rows want the registers for more programs
+    FIRST: tl.constexpr = BLOCK_K if BLOCK_K >= PART or (WAIT and BLOCK_M <= 8) else 0
     if FIRST:
         m_k = (k < PART)[None, None, :]
         b_w = tl.load(p_w4, m_w4 & m_k, other=0.0, eviction_policy="evict_first")
-        if WAIT:
-            _wait(p_arrived, arrivals)
+    if WAIT:
+        _wait(p_arrived, arrivals)
+    if FIRST:
         b_x = tl.load(p_x4, m_x4 & m_k, other=0.0)
         acc4 = tl.dot(b_x, tl.permute(b_w, (0, 2, 1)), acc4)
     if FIRST < PART:
@@ -246,6 +248,18 @@ def _norm_kernel(p_x, p_weight, p_out, eps, K: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
+def _embed_kernel(p_tokens, p_table, p_weight, p_stream, p_normed, eps, K: tl.constexpr, BLOCK: tl.constexpr):
+    """One row per program. The round's tables are there for whoever starts after this kernel: it lets nobody start early."""
+    k = tl.arange(0, BLOCK)
+    m_k = k < K
+    row = tl.program_id(0).to(tl.int64)
+    b_weight = tl.load(p_weight + k, m_k, other=0.0).to(tl.float32)
+    b_x = tl.load(p_table + tl.load(p_tokens + row) * K + k, m_k, other=0.0)
+    tl.store(p_stream + row * K + k, b_x, m_k)
+    tl.store(p_normed + row * K + k, normalised(b_x.to(tl.float32), b_weight, eps, K, p_normed.dtype.element_ty), m_k)
+
+
+@triton.jit
 def normalised(b_x, b_weight, eps, K: tl.constexpr, DTYPE: tl.constexpr):
     """RMS norm of one row held as a 1-d block; the order of the sum depends on the block's length and the warps alone."""
     return scaled(b_x, inverse_rms(b_x, eps, K), b_weight, DTYPE)
@@ -306,6 +320,17 @@ def rms_norm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
+def embed_and_norm_triton(tokens_R: Tensor, table_VE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The rows' embeddings, and their RMS norm: [R, E] each; everything contiguous."""
+    num_rows, width = len(tokens_R), table_VE.shape[1]
+    stream = table_VE.new_empty((num_rows, width))
+    normed = torch.empty_like(stream)
+    block = triton.next_power_of_2(width)
+    options = {"num_warps": norm_warps(block), "enable_fp_fusion": False}
+    _embed_kernel[(num_rows,)](tokens_R, table_VE, weight_E, stream, normed, eps, width, block, **options)
+    return stream, normed
+
+
 def norm_warps(block: int) -> int:
     """Warps of a program that holds one row of `block` values; part of the norm's bits, so one rule for all callers."""
     return max(1, min(8, block // 256))
@@ -318,8 +343,12 @@ def num_chains(depth: int) -> int:
 
 def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
     """The tile for x [num_rows, depth] and `width` outputs."""
+    if num_rows > 256 and width >= 1024:
+        return Tile(128, 128, 64, 8, 3, True)
     if num_rows > 64:
-        return Tile(128, 128, 64, 8, 3, True) if num_rows > 256 and width >= 1024 else Tile(64, 64, 64, 4, 4, True)
+        if width < 1 << 12:  # too few tiles to fill the device
+            return Tile(64, 32, 64, 8, 3) if num_rows <= 128 else Tile(64, 32, 128, 4, 4, True)
+        return Tile(64, 64, 128, 4, 3, True) if num_rows <= 128 else Tile(64, 64, 64, 4, 4, True)
     m = triton.next_power_of_2(num_rows)
     part = depth // num_chains(depth)
     if width <= 8192 and ((m == 1 and part <= 1024) or (m <= 4 and part == 1024)):

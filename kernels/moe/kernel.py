@@ -150,6 +150,8 @@ def _rows_of_slot(
 ):
     """(expert, has, pair, active) of a slot: a pair, whose expert is done there if no earlier row chose it, or an expert."""
     m = tl.arange(0, BLOCK_M)
+    if BLOCK_M == 1 and not BY_EXPERT:  # nothing to look for
+        return tl.load(p_experts + slot), m < R, m + slot, slot >= 0
     rank = tl.arange(0, BLOCK_TOP)
     m_chosen = (m[:, None] < R) & (rank[None, :] < TOP_K)
     chosen = tl.load(p_experts + m[:, None] * TOP_K + rank[None, :], m_chosen, other=X)
@@ -592,12 +594,18 @@ def _arrivals(device: torch.device, size: int) -> Tensor:
 
 def choose_tile(num_rows: int, k: int, num_experts: int, gated: bool) -> Tile:
     """The tile of an expert product; BLOCK_M follows the mean number of rows per expert."""
-    per_expert = num_rows * k / num_experts
-    if num_rows <= DIRECT_ROWS or per_expert <= 16:
-        m = min(DIRECT_ROWS, triton.next_power_of_2(num_rows))
+    if num_rows <= DIRECT_ROWS:
+        m = triton.next_power_of_2(num_rows)
         if gated:
             return Tile(m, 8 if m <= 8 else 16, 128, 4, 3)
-        return Tile(m, 32 if m <= 8 else 64, 64, 4, 3)
+        return Tile(m, 32 if m <= 8 else 64, 64, 4, 4 if m == 1 else 3)
+    per_expert = num_rows * k / num_experts
+    if per_expert <= 8:
+        if gated:
+            return Tile(16, 16, 128, 4, 3)
+        return Tile(16, 64, 64, 4, 2) if per_expert <= 2 else Tile(16, 128, 64, 4, 4, True)
+    if per_expert <= 32:
+        return Tile(32, 64 if gated else 128, 64, 4, 4, True)
     if per_expert <= 64:
         return Tile(64, 64, 64, 4, 4, True)
     return Tile(128, 64 if gated else 128, 64, 8, 3, True)

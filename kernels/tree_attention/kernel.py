@@ -300,7 +300,9 @@ def _attend_row_kernel(
         b_v = b_v_next
     at_split = split.to(tl.int64) * R * (KV_HEADS * GROUP) + at_head
     tl.store(p_tops + at_split, top, m < GROUP)
-    tl.store(p_totals + at_split, tl.max(totals, 1), m < GROUP)
+    # every column of the product with ones holds the sum
+    column = tl.arange(0, 16)[None, :]
+    tl.store(p_totals + at_split[:, None] + column * 0, totals, (m < GROUP)[:, None] & (column == 0))
     tl.store(p_out + at_split[:, None] * HEAD_DIM + d, acc, m_q)
 
 

@@ -21,7 +21,7 @@ from specdec.request import SamplingParams, SpeculationStats
 
 ALL = "all"
 _PLAIN, _DRAFTED = "plain", "drafted"
-_CACHE_GB = 0.75  # per engine
+_CACHE_GB = 0.75  # per engine, if not given
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ def run(settings: AcceptanceSettings, progress: Progress) -> dict[str, Any]:
     if not settings.config.drafters:
         raise ConfigError("There is nothing to accept without a drafter; name one with --drafter.")
     prompts = suite.select(suite.load(settings.suite), settings.content, settings.prompts_per_type)
-    config = replace(settings.config, prefix_cache=False, max_batch=1, cache_gb=min(settings.config.cache_gb, _CACHE_GB))
+    config = replace(settings.config, prefix_cache=False, max_batch=1, cache_gb=settings.config.cache_gb or _CACHE_GB)
     loaded = assemble.load(config, progress)
     plain = LLM(assemble.build(replace(config, drafters=(), draft_model=None), progress, loaded))
     room = plain.engine.max_model_len - settings.max_tokens

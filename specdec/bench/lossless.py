@@ -29,6 +29,8 @@ from specdec.llm import LLM, Completion
 from specdec.progress import Progress
 from specdec.request import Request, TokenLogprob
 
+_CACHE_GB = 2.0  # per engine, if not given
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LosslessSettings:
@@ -90,6 +92,7 @@ def run(settings: LosslessSettings, progress: Progress) -> dict[str, Any]:
     Raises:
         ConfigError: a bad setting or model.
     """
+    settings = replace(settings, config=replace(settings.config, cache_gb=settings.config.cache_gb or _CACHE_GB))
     loaded = assemble.load(settings.config, progress)
     baselines = _Baselines(settings, loaded, progress)
     llm, requests = baselines.llm, baselines.requests

@@ -23,7 +23,7 @@ HF_PLAIN, HF_LOOKUP = "transformers", "transformers prompt lookup"
 RATIOS = ((PLAIN, HF_PLAIN), (DRAFTED, HF_LOOKUP), (DRAFTED, PLAIN))
 ALL = "all"
 COPYING_TYPES = ("code-editing", "summarising")  # where the n-gram floor is asked for
-_CACHE_GB = 0.75  # per engine
+_CACHE_GB = 0.75  # per engine, if not given
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ def run(settings: SpeedSettings, progress: Progress) -> dict[str, Any]:
         ConfigError: a bad setting, model or suite.
     """
     prompts = suite.select(suite.load(settings.suite), settings.content, settings.prompts_per_type)
-    config = replace(settings.config, prefix_cache=False, max_batch=1, cache_gb=min(settings.config.cache_gb, _CACHE_GB))
+    config = replace(settings.config, prefix_cache=False, max_batch=1, cache_gb=settings.config.cache_gb or _CACHE_GB)
     loaded = assemble.load(config, progress)
     baseline = _baseline(config, loaded, progress) if settings.against_transformers else []
     plain = LLM(assemble.build(replace(config, drafters=(), draft_model=None), progress, loaded))

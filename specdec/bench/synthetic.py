@@ -16,13 +16,16 @@ from specdec import assemble
 from specdec.bench.environment import conditions
 from specdec.bench.shapes import load_shape
 from specdec.bench.statistics import over_repeats
+from specdec.cache.pool import KVPool, cache_dtype
 from specdec.config import EngineConfig
 from specdec.llm import LLM, Completion
+from specdec.models.base import Model
 from specdec.progress import Progress
 from specdec.request import Request, SamplingParams
 
 PLAIN, NGRAM, ORACLE = "plain", "ngram, nothing to match", "told its answer (synthetic, always right)"
 _BATCH_PROMPT, _BATCH_TOKENS = 64, 128
+_ROUND_ROOM = 64  # positions that a round may write beyond the last token
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +52,13 @@ def run(settings: ShapeSettings, progress: Progress) -> dict[str, Any]:
     """
     started = time.perf_counter()
     loaded = load_shape(settings.shape, dtype=settings.config.dtype, device=settings.config.device)
-    base = replace(settings.config, prefix_cache=False, max_batch=max(settings.streams), draft_model=None)
+    base = replace(
+        settings.config,
+        prefix_cache=False,
+        max_batch=max(settings.streams),
+        cache_gb=settings.config.cache_gb or _cache_gb(settings, loaded.model),
+        draft_model=None,
+    )
     engines = {
         PLAIN: LLM(assemble.build(replace(base, drafters=()), progress, loaded)),
         NGRAM: LLM(assemble.build(replace(base, drafters=("ngram",)), progress, loaded)),
@@ -81,6 +90,15 @@ def run(settings: ShapeSettings, progress: Progress) -> dict[str, Any]:
             "cost of a round": _costs(engines[NGRAM]),
         },
     }
+
+
+def _cache_gb(settings: ShapeSettings, model: Model) -> float:
+    """What an engine needs for the largest of the measurements."""
+    page_size = settings.config.page_size
+    of_batch = max(settings.streams) * -(-(_BATCH_PROMPT + _BATCH_TOKENS + _ROUND_ROOM) // page_size)
+    of_single = -(-(settings.context + settings.tokens + _ROUND_ROOM) // page_size)
+    page_bytes = KVPool.page_bytes(model.cache_specs, page_size, cache_dtype(model.dtype, model.device))
+    return float((max(of_batch, of_single) + 1) * page_bytes) / 1e9
 
 
 def rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -107,10 +107,11 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1])
     parser.add_argument("--prompt", type=int, default=1024, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of each answer")
+    parser.add_argument("--cache-gb", type=float, default=10.0, help="memory of an engine's keys and values")
     parser.add_argument("--drafter", choices=["none", "ngram"], nargs="+", default=["none"])
     args = parser.parse_args()
     loaded = load_shape(args.shape, dtype="bfloat16", device="cuda")
-    base = EngineConfig(model=args.shape, prefix_cache=False, max_batch=max(args.streams), device_loop=True, chunk_tokens=2048)
+    base = EngineConfig(model=args.shape, prefix_cache=False, max_batch=max(args.streams), cache_gb=args.cache_gb)
     print(torch.cuda.get_device_name())
     for drafter in args.drafter:
         llm = LLM(assemble.build(replace(base, drafters=() if drafter == "none" else (drafter,)), None, loaded))

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from specdec.kernels.linear import PackedWeight, linear
+from specdec.kernels.linear import PackedWeight, embed_and_norm, linear
 from specdec.kernels.moe import Experts, moe_between_norms
 from specdec.kernels.swiglu import swiglu
 from specdec.models.base import CacheSpec, Heads, ModelConfig, RoundContext, Weights
@@ -122,8 +121,8 @@ class Decoder:
 
     def forward(self, tokens_R: Tensor, ctx: RoundContext) -> Tensor:
         """See `Model.forward`."""
-        stream_RE = F.embedding(tokens_R, self._embedding_VE)
-        normed_RE = self._layers[0].attention_norm(stream_RE)
+        first_norm = self._layers[0].attention_norm
+        stream_RE, normed_RE = embed_and_norm(tokens_R, self._embedding_VE, first_norm.weight, first_norm.eps)
         for index, (layer, norm_after) in enumerate(zip(self._layers, self._norms_after, strict=True)):
             stream_RE = layer.attention(normed_RE, stream_RE, index, ctx)
             stream_RE, normed_RE = layer.mlp(stream_RE, layer.mlp_norm, norm_after)

@@ -40,6 +40,8 @@ def chains_of(texts: list[list[int]] = TEXTS, most_drafts: list[int] | None = No
         page_table_SP=torch.arange(count * 5).view(count, 5).flip(1).contiguous(),
         mirrors_S=torch.zeros(count, dtype=torch.bool),
         most_drafts_S=torch.tensor(most_drafts or [7] * count),
+        turns_1=torch.zeros(1, dtype=torch.int64),
+        told_TX=torch.full((3, count * (len(Told) + 16)), -7),
     )
 
 
@@ -142,7 +144,8 @@ def test_the_outcome_is_that_of_the_walk(seed: int) -> None:
     tops[5], tops[9] = torch.nan, -torch.inf
     settled = torch.ones(16, dtype=torch.bool)
     settled[15] = False
-    told = commit_chains(chains, rows, chosen.view(-1), tops, settled)
+    commit_chains(chains, rows, chosen.view(-1), tops, settled)
+    told = last_told(chains, width)
     assert told[:, Told.ACCEPTED].tolist() == expected.num_accepted_S.tolist()
     assert told[:, Told.DRAFTED].tolist() == [3, 1, 0, 2]
     assert told[:, Told.SOUND].tolist() == [1, 0, 0, 0]
@@ -175,7 +178,17 @@ def many(seed: int) -> Chains:
         page_table_SP=integers(0, 100, count, 16),
         mirrors_S=torch.rand(count, generator=generator) < 0.2,
         most_drafts_S=integers(0, 9, count),
+        turns_1=torch.tensor([seed]),
+        told_TX=torch.full((3, count * (len(Told) + 16)), -7),
     )
+
+
+def last_told(chains: Chains, width: int) -> Tensor:
+    """What the host is told of the last round, [S, X]; the other rows of the ring are as they were."""
+    count, turn = len(chains.lengths_S), int(chains.turns_1) % len(chains.told_TX)
+    others = [row for row in range(len(chains.told_TX)) if row != turn]
+    assert (chains.told_TX[others] == -7).all()
+    return chains.told_TX[turn, : count * (len(Told) + 2 * width)].view(count, -1)
 
 
 def moved(value: Any, device: str) -> Any:
@@ -201,12 +214,14 @@ def hold_to_the_reference(kernel: Any, device: str) -> None:
         tops = torch.zeros(len(chosen))
         tops[0], tops[-1], tops[7 % len(tops)] = torch.nan, torch.inf, -torch.inf
         settled = torch.arange(len(chosen)) % 11 != 3 if seed % 2 else None
-        told = kernel.commit_chains_triton(
+        kernel.commit_chains_triton(
             mine, found, chosen.to(device), tops.to(device), settled.to(device) if settled is not None else None
         )
-        wanted = commit_chains_reference(theirs, expected, chosen, tops, settled)
+        commit_chains_reference(theirs, expected, chosen, tops, settled)
+        wanted = last_told(theirs, width)
         wanted[:, Told.ORIGIN] = found.origins_S.cpu()
-        assert torch.equal(told.cpu(), wanted), seed
+        assert torch.equal(last_told(mine, width).cpu(), wanted), seed
+        assert mine.turns_1.item() == theirs.turns_1.item() == seed + 1
         assert torch.equal(mine.history_SL.cpu(), theirs.history_SL)
         assert torch.equal(mine.lengths_S.cpu(), theirs.lengths_S)
 
