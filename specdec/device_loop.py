@@ -18,7 +18,7 @@ from torch import Tensor
 
 from specdec.cache.pool import KVPool
 from specdec.candidates import Truncation, truncate_among
-from specdec.graphs import MAX_GRAPHS, ROW_BUCKETS, DeviceContext, Tables, half_octave
+from specdec.graphs import MAX_GRAPHS, ROW_BUCKETS, DeviceContext, Tables, half_octave, recording
 from specdec.kernels.chain import ChainRows, Chains, Match, Told, chain_rows, commit_chains
 from specdec.kernels.gumbel import gumbel_argmax
 from specdec.kernels.suffix_match import SEPARATOR, suffix_match
@@ -305,7 +305,8 @@ class DeviceLoop:
         self._lengths_S.copy_(lengths_S)
         self._turns_1.copy_(turns_1)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+        assert self._memory is not None, "graphs are for GPUs"
+        with recording(graph, self._memory):
             self._round(key)
         return graph
 

@@ -5,8 +5,10 @@ that nobody reads; so they cost next to nothing and, rows being independent, cha
 rows are launched kernel by kernel.
 """
 
+import gc
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -223,9 +225,23 @@ class DeviceForward:
             self._run(prepared.context)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+        with recording(graph, self._memory):
             prepared.hidden_RE = self._run(prepared.context)
         prepared.graph = graph
+
+
+@contextmanager
+def recording(graph: torch.cuda.CUDAGraph, memory: tuple[int, int]) -> Iterator[None]:
+    """Capture a CUDA graph, its memory from that pool. No garbage is collected meanwhile: to free an older graph's memory on this
+    thread would spoil the capture."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
+            yield
+    finally:
+        if collected:
+            gc.enable()
 
 
 def _power_of_two(count: int) -> int:

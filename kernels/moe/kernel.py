@@ -389,7 +389,7 @@ def norm_and_route_triton(
     num_rows, hidden = x_RE.shape
     splits, block = _router_splits(x_RE), triton.next_power_of_2(hidden)
     part = hidden // splits
-    if num_rows > 1 or part != triton.next_power_of_2(part):
+    if num_rows > 1 or splits == 1 or part != triton.next_power_of_2(part):
         normed = rms_norm_triton(x_RE, norm_E, eps)
         return normed, *route_triton(normed, router_XE, k, renormalise)
     num_experts, block_x, pdl = router_XE.shape[0], 16, overlaps(x_RE.device)
