@@ -305,7 +305,6 @@ class DeviceLoop:
         self._lengths_S.copy_(lengths_S)
         self._turns_1.copy_(turns_1)
         graph = torch.cuda.CUDAGraph()
-        assert self._memory is not None, "graphs are for GPUs"
         with recording(graph, self._memory):
             self._round(key)
         return graph

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from specdec.models.base import Heads, Model
 ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 GRAPH_ROWS = ROW_BUCKETS[-1]
 MAX_GRAPHS = 128  # the one used longest ago is dropped
-_FEWEST_PAGES = 16
+_FEWEST_PAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +232,11 @@ class DeviceForward:
 
 
 @contextmanager
-def recording(graph: torch.cuda.CUDAGraph, memory: tuple[int, int]) -> Iterator[None]:
-    """Capture a CUDA graph, its memory from that pool. No garbage is collected meanwhile: to free an older graph's memory on this
-    thread would spoil the capture."""
+def recording(graph: torch.cuda.CUDAGraph, memory: Any) -> Iterator[None]:
+    """Capture a CUDA graph, its memory from that pool.
+
+    No garbage is collected meanwhile: to free an older graph's memory on this thread would spoil the capture.
+    """
     collected = gc.isenabled()
     gc.disable()
     try:
@@ -249,6 +252,6 @@ def _power_of_two(count: int) -> int:
 
 
 def half_octave(count: int) -> int:
-    """The next of 16, 24, 32, 48, 64, ..."""
+    """The next of 4, 6, 8, 12, 16, 24, ..."""
     power = max(_power_of_two(count), _FEWEST_PAGES)
     return power * 3 // 4 if power > _FEWEST_PAGES and count <= power * 3 // 4 else power

@@ -27,12 +27,14 @@ class Completion:
     num_cached_tokens: int = 0
     ttft: float = 0.0  # seconds from submission to the first token
     seconds: float = 0.0  # from submission to the end
+    arrivals: list[tuple[float, int]] = field(default_factory=list)  # (seconds from submission, tokens) of each delta
 
     def add(self, output: RequestOutput, elapsed: float) -> None:
         """Take in a delta that arrived `elapsed` seconds after submission."""
         self.error = output.error
-        if output.token_ids and not self.token_ids:
-            self.ttft = elapsed
+        if output.token_ids:
+            self.ttft = self.ttft if self.token_ids else elapsed
+            self.arrivals.append((elapsed, len(output.token_ids)))
         self.token_ids += output.token_ids
         self.text += output.text
         self.logprobs += output.logprobs

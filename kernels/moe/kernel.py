@@ -150,8 +150,6 @@ def _rows_of_slot(
 ):
     """(expert, has, pair, active) of a slot: a pair, whose expert is done there if no earlier row chose it, or an expert."""
     m = tl.arange(0, BLOCK_M)
-    if BLOCK_M == 1 and not BY_EXPERT:  # nothing to look for
-        return tl.load(p_experts + slot), m < R, m + slot, slot >= 0
     rank = tl.arange(0, BLOCK_TOP)
     m_chosen = (m[:, None] < R) & (rank[None, :] < TOP_K)
     chosen = tl.load(p_experts + m[:, None] * TOP_K + rank[None, :], m_chosen, other=X)

@@ -117,6 +117,7 @@ def _attend_kernel(
     ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     FUSED: tl.constexpr,
+    STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid (blocks of ROWS rows, kv heads, splits).
@@ -162,20 +163,30 @@ def _attend_kernel(
             if WINDOW > 0:
                 oldest = tl.min(tl.where(mine, position, 1 << 30), 0) - WINDOW + 1
                 low = tl.maximum(low, oldest // TILE * TILE)
-            for start in range(low, tl.minimum(_split_start(split + 1), high + 1), TILE):
+            end = tl.minimum(_split_start(split + 1), high + 1)
+            tree_start = tl.minimum(tl.maximum(base // TILE * TILE, low), end)
+            # whole tiles of cached keys, which the compiler loads ahead; then those that reach above the base
+            for start in tl.range(low, tree_start, TILE, num_stages=STAGES):
                 key = start + lane
-                keep = mine[:, None] & (key[None, :] <= position[:, None])
-                if WINDOW > 0:
-                    keep = keep & (key[None, :] > position[:, None] - WINDOW)
-                page = tl.load(p_pages + seq * P + start // PAGE)
-                at_page = (page * KV_HEADS + kv_head) * PAGE + key % PAGE
+                at_page = _page_keys(p_pages + seq * P, key, start, kv_head, KV_HEADS, PAGE)
+                at_kv = at_page[:, None] * HEAD_DIM + d[None, :]
+                b_k = tl.load(p_k + at_kv, m_d[None, :], other=0.0)
+                b_v = tl.load(p_v + at_kv, m_d[None, :], other=0.0)
+                keep = _visible(mine, key, position, WINDOW)
+                weights, factor, top = _softmax_step(_scores(b_q, b_k, SCALE, SOFTCAP), keep, top)
+                weights = weights.to(b_v.dtype)
+                totals = tl.dot(weights, ones, totals * factor[:, None])
+                acc = tl.dot(weights, b_v, acc * factor[:, None])
+            for start in tl.range(tree_start, end, TILE, num_stages=1):
+                key = start + lane
+                at_page = _page_keys(p_pages + seq * P, key, start, kv_head, KV_HEADS, PAGE)
                 m_kv = ((key <= high) & (key < base))[:, None] & m_d[None, :]
                 at_kv = at_page[:, None] * HEAD_DIM + d[None, :]
                 b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
                 b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
                 s = _scores(b_q, b_k, SCALE, SOFTCAP)
-                # rows of the tree read the tiles that reach above the base each for itself
-                own = mine & (position >= base) & (start + TILE > base)
+                # rows of the tree read these tiles each for itself
+                own = mine & (position >= base)
                 own_first = tl.min(tl.where(own, row, 1 << 30), 0)
                 own_end = tl.max(tl.where(own, row, -1), 0) + 1
                 m_own = (key <= high)[:, None] & m_d[None, :]
@@ -183,7 +194,7 @@ def _attend_kernel(
                     at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
                     b_k_r = tl.load(p_k + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
                     s = tl.where((row == r)[:, None], _scores(b_q, b_k_r, SCALE, SOFTCAP), s)
-                weights, factor, top = _softmax_step(s, keep, top)
+                weights, factor, top = _softmax_step(s, _visible(mine, key, position, WINDOW), top)
                 weights = weights.to(b_v.dtype)
                 totals = tl.dot(weights, ones, totals * factor[:, None])
                 scaled = acc * factor[:, None]
@@ -246,6 +257,8 @@ def _attend_row_kernel(
     if PDL:
         gdc_launch_dependents()
     last = tl.load(p_positions + row).to(tl.int32)
+    if _split_start(split) > last:
+        return
     sequence = tl.load(p_sequences + row)
     base = tl.load(p_bases + sequence).to(tl.int32)
     first_new = tl.load(p_starts + sequence).to(tl.int32)
@@ -267,8 +280,6 @@ def _attend_row_kernel(
     b_v = tl.load(p_v + at, m_old, other=0.0)
     if PDL:
         gdc_wait()
-    if _split_start(split) > last:
-        return
     m = tl.arange(0, BLOCK_M)
     at_head = row * (KV_HEADS * GROUP) + kv_head * GROUP + m
     m_q = (m < GROUP)[:, None] & m_d
@@ -329,6 +340,22 @@ def _tile_keys(
 
 
 @triton.jit
+def _page_keys(p_row_pages, key, start, kv_head, KV_HEADS: tl.constexpr, PAGE: tl.constexpr):
+    """Where the keys of the tile that begins at `start` lie in their page, as indices of rows of HEAD_DIM."""
+    page = tl.load(p_row_pages + start // PAGE)
+    return (page * KV_HEADS + kv_head) * PAGE + key % PAGE
+
+
+@triton.jit
+def _visible(mine, key, position, WINDOW: tl.constexpr):
+    """[rows, keys]: which keys each row of a sequence sees."""
+    keep = mine[:, None] & (key[None, :] <= position[:, None])
+    if WINDOW > 0:
+        keep = keep & (key[None, :] > position[:, None] - WINDOW)
+    return keep
+
+
+@triton.jit
 def _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS: tl.constexpr, PAGE: tl.constexpr):
     """Where row r's key of each lane lies: in its page below the base, at its ancestor's slot above."""
     in_tree = key >= base
@@ -348,33 +375,36 @@ def _merge_kernel(
     H: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    BLOCK_H: tl.constexpr,
     CHUNK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One (row, head) per program: merge its splits in ascending order."""
+    """BLOCK_H heads of a row per program: merge their splits in ascending order."""
     row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     d = tl.arange(0, BLOCK_DIM)
-    m_d = d < HEAD_DIM
-    one = tl.arange(0, 1)
+    m_h = head < H
+    m_out = m_h[:, None] & (d < HEAD_DIM)[None, :]
     num_splits = _split_of(tl.load(p_positions + row).to(tl.int32)) + 1
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    at = row * H + tl.program_id(1)
-    top = tl.full((1,), float("-inf"), tl.float32)
-    total = tl.zeros((1,), tl.float32)
-    acc = tl.zeros((1, BLOCK_DIM), tl.float32)
+    at = row * H + head
+    top = tl.full((BLOCK_H,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_H,), tl.float32)
+    acc = tl.zeros((BLOCK_H, BLOCK_DIM), tl.float32)
     for start in range(0, num_splits, CHUNK):
         for step in tl.static_range(CHUNK):
             split = start + step
-            m_split = one + split < num_splits
-            at_split = tl.cast(split, tl.int64) * R * H + at + one
+            m_split = m_h & (head * 0 + split < num_splits)
+            at_split = tl.cast(split, tl.int64) * R * H + at
             split_top = tl.load(p_tops + at_split, m_split, other=float("-inf"))
             split_total = tl.load(p_totals + at_split, m_split, other=0.0)
-            split_acc = tl.load(p_acc + at_split[:, None] * HEAD_DIM + d[None, :], m_split[:, None] & m_d[None, :], other=0.0)
+            m_acc = m_split[:, None] & m_out
+            split_acc = tl.load(p_acc + at_split[:, None] * HEAD_DIM + d[None, :], m_acc, other=0.0)
             top, total, acc = _merge_step(top, total, acc, split_top, split_total, split_acc)
     out = (acc / total[:, None]).to(p_out.dtype.element_ty)
-    tl.store(p_out + (at + one)[:, None] * HEAD_DIM + d[None, :], out, (one == 0)[:, None] & m_d[None, :])
+    tl.store(p_out + at[:, None] * HEAD_DIM + d[None, :], out, m_out)
 
 
 @triton.jit
@@ -545,7 +575,6 @@ def tree_attention_triton(
         "PDL": pdl,
         "launch_pdl": pdl,
         "num_warps": plan.warps,
-        "num_stages": plan.stages,
         "enable_fp_fusion": False,
     }
     lookups = (page_table_SP, ancestor_slots_RD)
@@ -564,10 +593,14 @@ def tree_attention_triton(
             ROWS=plan.rows,
             BLOCK_M=max(16, plan.rows * block_group),
             FUSED=plan.fused,
+            STAGES=plan.stages,
             **shape,
         )
     if not plan.fused:
-        _merge_kernel[(num_rows, heads)](
+        # few rows: a warp per head, with room for all loads of a chunk to be underway at once
+        many = num_rows > 16
+        block_h = 8 if many else 1
+        _merge_kernel[(num_rows, triton.cdiv(heads, block_h))](
             acc,
             tops,
             totals,
@@ -577,11 +610,12 @@ def tree_attention_triton(
             heads,
             head_dim,
             block_dim,
-            16,
+            block_h,
+            min(4 if many else 16, triton.next_power_of_2(splits)),
             PDL=pdl,
             launch_pdl=pdl,
-            num_warps=1,
-            maxnreg=255,  # room for all loads of a chunk to be underway at once
+            num_warps=4 if many else 1,
+            maxnreg=128 if many else 255,
             enable_fp_fusion=False,
         )
     return out
@@ -590,7 +624,7 @@ def tree_attention_triton(
 def choose_plan(num_rows: int, num_sequences: int, block_group: int, block_dim: int) -> Plan:
     """Rows that share a program: one while rows are few or each has its own sequence, a matrix tile's worth for chunks."""
     per_sequence = num_rows // max(1, num_sequences)
-    if per_sequence > 64:
+    if per_sequence > 64 or (per_sequence >= 16 and num_rows >= 512):
         return Plan(max(2, 128 // block_group), 8, 2, True)
     if per_sequence >= 8 and block_group < 16:
         return Plan(max(2, 16 // block_group), 4, 2, False)

@@ -78,6 +78,7 @@ def run(settings: ShapeSettings, progress: Progress) -> dict[str, Any]:
             "decoding": "T = 1, stop tokens ignored",
             "one stream": f"{settings.context} random prompt tokens, {settings.tokens} new ones, seconds after the first round",
             "many streams": f"{_BATCH_PROMPT} random prompt tokens, {_BATCH_TOKENS} new ones each, from first token to last",
+            "while all decode": "from the first token of the last stream to start, to the end of the first to end",
             "told its answer": f"drafts the right next {settings.oracle_nodes - 1} tokens every round",
             "repeats": settings.repeats,
             "self_test": engines[PLAIN].assembled.self_test.failure or "exact",
@@ -113,6 +114,7 @@ def rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             [f"{count} streams, {name}", f"{of['tokens_per_second']['median']:.1f}", f"{of['over_plain']['median']:.3f}"]
             for name, of in found.items()
         ]
+        lines.append([f"{count} streams, plain, while all decode", f"{found[PLAIN]['while_all_decode']['median']:.1f}", ""])
     for cost in results["cost of a round"]:
         what = f"round of {cost['rows']} rows, context {cost['context']}"
         lines.append([what, f"{cost['seconds'] * 1e3:.2f} ms", f"{cost['over_one_row']:.2f}"])
@@ -152,17 +154,21 @@ def _many(settings: ShapeSettings, engines: dict[str, LLM], vocab_size: int, pro
     with progress.task("Many streams", len(settings.streams) * len(compared) * (settings.repeats + 1)) as advance:
         for count in settings.streams:
             speeds: dict[str, list[float]] = {name: [] for name in compared}
+            steady: dict[str, list[float]] = {name: [] for name in compared}
             for repeat in range(-1, settings.repeats):
                 requests = [
                     shape_request(f"{count} {repeat} {i}", _BATCH_PROMPT, _BATCH_TOKENS, 1000 * repeat + i + 1000, vocab_size)
                     for i in range(count)
                 ]
                 for name in compared:
-                    speed = _throughput(engines[name].generate(requests))
+                    completions = engines[name].generate(requests)
                     if repeat >= 0:
-                        speeds[name].append(speed)
+                        speeds[name].append(_throughput(completions))
+                        steady[name].append(_steady_throughput(completions))
                     advance(1)
             found[str(count)] = _beside_plain(speeds)
+            for name, values in steady.items():
+                found[str(count)][name]["while_all_decode"] = asdict(over_repeats(values))
     return found
 
 
@@ -170,6 +176,13 @@ def _throughput(completions: Sequence[Completion]) -> float:
     """Tokens per second of all, first ones left out, from the first token of any to the last of all."""
     first, last = min(done.ttft for done in completions), max(done.seconds for done in completions)
     return sum(len(done.token_ids) - 1 for done in completions) / (last - first)
+
+
+def _steady_throughput(completions: Sequence[Completion]) -> float:
+    """Tokens per second of all, from the first token of the last one to start to the last token of the first one to end."""
+    start, end = max(done.ttft for done in completions), min(done.seconds for done in completions)
+    tokens = sum(count for done in completions for seconds, count in done.arrivals if start < seconds <= end)
+    return tokens / (end - start) if end > start else 0.0
 
 
 def _beside_plain(speeds: dict[str, list[float]]) -> dict[str, Any]:

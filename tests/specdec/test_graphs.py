@@ -34,7 +34,7 @@ def spec(num_cached: int, chunk: list[int], parents: list[int] | None, pages: li
 
 def test_buckets_hold_their_rounds() -> None:
     rows = build_rows([spec(0, [1, 2, 3, 4], [0, 0, 1, 0], [2, 3], 300), spec(70, [], [0], [0, 1], 310)], PAGE, CPU)
-    assert Bucket.of(rows) == Bucket(rows=12, sequences=2, depths=4, pages=16)
+    assert Bucket.of(rows) == Bucket(rows=12, sequences=2, depths=4, pages=4)
     long = build_rows([spec(64 * 20, [], [0], list(range(21)), 0)], PAGE, CPU)
     assert Bucket.of(long) == Bucket(rows=1, sequences=1, depths=1, pages=24)
     prompt = build_rows([spec(0, [5] * 300, None, list(range(5)), 0)], PAGE, CPU)
@@ -47,7 +47,7 @@ def test_padding_repeats_the_last_row_and_writes_elsewhere() -> None:
     tables = Tables.of(torch.full((sum(bucket.sizes),), -9), bucket)
     tables.fill(rows, spare_slot=999)
     assert bucket.rows == rows.num_rows == 4
-    wider = Bucket(rows=6, sequences=1, depths=4, pages=16)
+    wider = Bucket(rows=6, sequences=1, depths=4, pages=4)
     tables = Tables.of(torch.full((sum(wider.sizes),), -9), wider)
     tables.fill(rows, spare_slot=999)
     assert tables.tokens_R.tolist() == [7, 11, 12, 13, 13, 13]
