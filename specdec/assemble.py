@@ -42,6 +42,7 @@ GPU_TILE = 64  # keys that the attention kernels read at once, from one page
 _CORPUS_TOKENS = 1 << 16  # of earlier responses that the device copies from
 _CPU_CACHE_GB = 2.0
 _GPU_SHARE = 0.85  # of the memory that the weights leave free; the rest is for activations and graphs
+_GPU_SHARE_BESIDE_DRAFTER = 0.4  # a draft model brings weights, and keys and values of as many positions
 _MOST_POSITIONS = 1 << 20  # of the pool, whatever memory is given
 
 
@@ -194,7 +195,8 @@ def _sizes(config: EngineConfig, model: Model) -> _Sizes:
     on_gpu = model.device.type == "cuda"
     cache_gb = config.cache_gb
     if cache_gb is None:
-        cache_gb = _GPU_SHARE * torch.cuda.mem_get_info(model.device)[0] / 1e9 if on_gpu else _CPU_CACHE_GB
+        share = _GPU_SHARE_BESIDE_DRAFTER if config.draft_model is not None else _GPU_SHARE
+        cache_gb = share * torch.cuda.mem_get_info(model.device)[0] / 1e9 if on_gpu else _CPU_CACHE_GB
     page_bytes = KVPool.page_bytes(model.cache_specs, config.page_size, cache_dtype(model.dtype, model.device))
     positions = min(int(cache_gb * 1e9) // page_bytes * config.page_size, _MOST_POSITIONS)
     most = model.config.max_position_embeddings
@@ -263,6 +265,7 @@ def _load_draft_model(
 ) -> DraftRunner:
     assert config.draft_model is not None, "EngineConfig asks for one with the drafter draft-model"
     source = resolve(config.draft_model, progress)
-    model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
-    longest = min(max_model_len, model.config.max_position_embeddings)
-    return DraftRunner(model, num_pages, config.page_size, longest, row_multiple)
+    with _explained_memory("a lower --cache-gb or a smaller draft model"):
+        model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
+        longest = min(max_model_len, model.config.max_position_embeddings)
+        return DraftRunner(model, num_pages, config.page_size, longest, row_multiple)

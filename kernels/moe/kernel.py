@@ -580,8 +580,14 @@ def moe_triton(
     """
     normed, weights, experts = norm_and_route_triton(x_RE, norm_E, eps, router_XE, k, renormalise)
     arrivals = _arrivals(x_RE.device, DIRECT_ROWS * k)[: len(x_RE) * k] if len(x_RE) <= DIRECT_ROWS else None
-    parts = experts_triton(normed, experts, gate_up_XIE, down_XEI, arrivals=arrivals)
-    return combine_triton(parts, weights, x_RE, next_norm_E, eps, arrivals=arrivals)
+    try:
+        parts = experts_triton(normed, experts, gate_up_XIE, down_XEI, arrivals=arrivals)
+        return combine_triton(parts, weights, x_RE, next_norm_E, eps, arrivals=arrivals)
+    except Exception:
+        # no memory for the result, say: the next layer must not find this one's counts
+        if arrivals is not None:
+            arrivals.zero_()
+        raise
 
 
 @functools.cache

@@ -59,6 +59,25 @@ def test_group_sorts_pairs_by_expert() -> None:
     assert groups.starts_X.tolist() == [0, *torch.bincount(experts.flatten(), minlength=6).cumsum(0).tolist()]
 
 
+def test_a_layer_that_fails_halfway_leaves_no_counts_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(moe, "combine_triton", fail)
+    x, router, norm = _random(2, 128), _random(6, 128, seed=1), _random(128, seed=2)
+    with pytest.raises(MemoryError):
+        moe.moe_triton(x, router, _random(6, 40, 128, seed=3), _random(6, 128, 20, seed=4), 3, True, norm_E=norm)
+    assert not any(moe._arrivals(x.device, moe.DIRECT_ROWS * 3))
+
+
+def test_embeddings_and_their_norm() -> None:
+    table, weight = _random(30, 100), _random(100, seed=1)
+    tokens = torch.tensor([3, 0, 29])
+    stream, normed = linear.embed_and_norm_triton(tokens, table, weight, 1e-6)
+    assert torch.equal(stream, table[tokens])
+    assert torch.equal(normed, linear.rms_norm_triton(table[tokens], weight, 1e-6))
+
+
 @pytest.mark.parametrize("rows", [1, 3, 19])
 @pytest.mark.parametrize("hidden", [128, 256])  # the router's products are whole, or in parts that fit one launch with the norm
 def test_moe(rows: int, hidden: int) -> None:

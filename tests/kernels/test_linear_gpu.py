@@ -6,7 +6,7 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
-from specdec.kernels.linear.kernel import Tile, linear_splits_triton, linear_triton, rms_norm_triton
+from specdec.kernels.linear.kernel import Tile, embed_and_norm_triton, linear_splits_triton, linear_triton, rms_norm_triton
 
 pytestmark = pytest.mark.gpu
 
@@ -62,3 +62,11 @@ def test_norm(width: int) -> None:
     expected = torch.nn.functional.rms_norm(x.double(), (width,), eps=1e-6) * weight.double()
     assert (out.double() - expected).norm() / expected.norm() < 5e-3
     assert torch.equal(rms_norm_triton(x[4:5].contiguous(), weight, 1e-6), out[4:5])
+
+
+def test_embeddings_and_their_norm() -> None:
+    table, weight = _random(1000, 2048, seed=1), _random(2048, seed=2)
+    tokens = torch.tensor([3, 0, 999], device="cuda")
+    stream, normed = embed_and_norm_triton(tokens, table, weight, 1e-6)
+    assert torch.equal(stream, table[tokens])
+    assert torch.equal(normed, rms_norm_triton(table[tokens], weight, 1e-6))

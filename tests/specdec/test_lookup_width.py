@@ -58,6 +58,14 @@ def test_a_measured_time_outweighs_the_table() -> None:
     assert policy.choose(1, 100, 8) == 1
 
 
+def test_a_width_that_was_never_timed_is_compared_by_the_measured_one_beside_it() -> None:
+    policy = WidthPolicy(costs(0.05), 64, True)
+    for _ in range(200):
+        policy.observe(outcome(8, found=False, accepted=0))
+    policy.observe_seconds(1, 8, 0.6)  # the device alone is faster than the rounds of the table, which the host laid out
+    assert policy.choose(1, 100, 8) == 1
+
+
 @pytest.mark.parametrize(("most", "limit", "expected"), [(64, 8, 8), (5, 8, 5), (64, 3, 3), (1, 8, 1)])
 def test_limits_hold_and_without_adaption_they_are_used(most: int, limit: int, expected: int) -> None:
     assert WidthPolicy(costs(1.0), most, adaptive=False).choose(1, 100, limit) == expected
