@@ -113,7 +113,8 @@ def _norm_router_kernel(
     b_part = tl.load(p_x + j).to(tl.float32)
     normed = scaled(b_part, inverse_rms(b_x, eps, E), b_norm, p_normed.dtype.element_ty)
     logits = tl.dot(normed[None, :], b_router.T)
-    tl.store(p_normed + j, normed, tile == 0)
+    if tile == 0:
+        tl.store(p_normed + j, normed)
     tl.store(p_logits + split * X + x_id[None, :], logits, (x_id < X)[None, :])
 
 
