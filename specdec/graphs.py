@@ -78,6 +78,25 @@ class Tables:
             ancestor_slots_RD=ancestors.view(bucket.rows, bucket.depths),
         )
 
+    def attend(self, q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, window: int | None = None) -> Tensor:
+        """[R, H, D]: every row over its own history, see `tree_attention_triton`; the round's keys and values are written."""
+        from specdec.kernels.tree_attention.kernel import tree_attention_triton
+
+        return tree_attention_triton(
+            q_RHD,
+            k_pages,
+            v_pages,
+            page_table_SP=self.page_table_SP,
+            sequences_R=self.sequences_R,
+            positions_R=self.positions_R,
+            bases_S=self.bases_S,
+            starts_S=self.starts_S,
+            ancestor_slots_RD=self.ancestor_slots_RD,
+            max_positions=self.page_table_SP.shape[1] * k_pages.shape[2],
+            scale=q_RHD.shape[-1] ** -0.5,
+            window=window,
+        )
+
     def fill(self, rows: RoundRows, spare_slot: int) -> None:
         """Write a round's tables and the padding rows; these write their keys to `spare_slot`."""
         count, num_sequences = rows.num_rows, len(rows.bases_S)
@@ -111,7 +130,7 @@ class DeviceContext:
 
     def attend(self, layer: int, qkv_RC: Tensor, heads: Heads) -> Tensor:
         """See `RoundContext.attend`."""
-        from specdec.kernels.tree_attention.kernel import heads_triton, tree_attention_triton
+        from specdec.kernels.tree_attention.heads import heads_triton
 
         keys, values = self.pool.layer(layer)
         tables, norm = self.tables, heads.per_head_norm
@@ -128,20 +147,7 @@ class DeviceContext:
             v_pages=values,
             eps=norm.eps if norm else 0.0,
         )
-        out_RHD = tree_attention_triton(
-            q_RHD,
-            keys,
-            values,
-            page_table_SP=tables.page_table_SP,
-            sequences_R=tables.sequences_R,
-            positions_R=tables.positions_R,
-            bases_S=tables.bases_S,
-            starts_S=tables.starts_S,
-            ancestor_slots_RD=tables.ancestor_slots_RD,
-            max_positions=tables.page_table_SP.shape[1] * self.pool.page_size,
-            scale=heads.head_dim**-0.5,
-            window=self.windows[layer],
-        )
+        out_RHD = tables.attend(q_RHD, keys, values, self.windows[layer])
         return out_RHD.view(len(q_RHD), -1)
 
     def capture(self, layer: int, hidden_RE: Tensor) -> None:

@@ -17,8 +17,10 @@ import triton
 from torch import Tensor
 
 from specdec.kernels.linear.kernel import linear_triton, rms_norm_triton
-from specdec.kernels.moe.kernel import combine_triton, experts_triton, moe_triton, route_triton
-from specdec.kernels.tree_attention.kernel import heads_triton, tree_attention_triton
+from specdec.kernels.moe.kernel import combine_triton, experts_triton, moe_triton
+from specdec.kernels.moe.routing import route_triton
+from specdec.kernels.tree_attention.heads import heads_triton
+from specdec.kernels.tree_attention.kernel import tree_attention_triton
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 COLD_BYTES = 400 << 20  # distinct weights of one graph: many times the L2

@@ -22,8 +22,9 @@ from specdec.batch import RowSpec, build_rows
 from specdec.bench.kernels import PAGE, SHAPES, Layer, Shape, random, random_experts, random_layer, replay_seconds
 from specdec.graphs import Bucket, Tables
 from specdec.kernels.linear.kernel import linear_triton, rms_norm_triton
-from specdec.kernels.moe.kernel import combine_triton, experts_triton, moe_triton, route_triton
-from specdec.kernels.tree_attention.kernel import heads_triton, tree_attention_triton
+from specdec.kernels.moe.kernel import combine_triton, experts_triton, moe_triton
+from specdec.kernels.moe.routing import route_triton
+from specdec.kernels.tree_attention.heads import heads_triton
 
 QKV, HEADS, ATTENTION, OUTPUT = "qkv projection", "heads: norm, rope, KV write", "attention", "output projection"
 NORM, ROUTER, EXPERTS, COMBINE = "norm", "router", "experts", "combine + norm"
@@ -153,27 +154,10 @@ def project_heads(i: Inputs, layer: Layer, qkv: Tensor) -> Tensor:
     )
 
 
-def attend(tables: Tables, layer: Layer, q: Tensor) -> Tensor:
-    """[R, heads, head_dim] of the chunk over all cached keys and its own."""
-    return tree_attention_triton(
-        q,
-        layer.k_pages,
-        layer.v_pages,
-        page_table_SP=tables.page_table_SP,
-        sequences_R=tables.sequences_R,
-        positions_R=tables.positions_R,
-        bases_S=tables.bases_S,
-        starts_S=tables.starts_S,
-        ancestor_slots_RD=tables.ancestor_slots_RD,
-        max_positions=tables.page_table_SP.shape[1] * PAGE,
-        scale=q.shape[-1] ** -0.5,
-    )
-
-
 def run_layer(s: Shape, i: Inputs, layer: Layer) -> tuple[Tensor, Tensor]:
     """The residual stream after the layer, and that behind the next norm, [R, hidden] each, as the model runs it."""
     q = project_heads(i, layer, linear_triton(i.normed, layer.qkv))
-    attended = attend(i.tables, layer, q).view(len(q), -1)
+    attended = i.tables.attend(q, layer.k_pages, layer.v_pages).view(len(q), -1)
     x = linear_triton(attended, layer.out, residual=i.x)
     experts = layer.router, layer.gate_up, layer.down, s.experts_per_row
     return moe_triton(x, *experts, True, norm_E=layer.moe_norm, next_norm_E=layer.norm)
@@ -185,7 +169,7 @@ def works(s: Shape, i: Inputs) -> dict[str, Work]:
     return {
         QKV: lambda layer: linear_triton(i.normed, layer.qkv),
         HEADS: lambda layer: project_heads(i, layer, i.qkv),
-        ATTENTION: lambda layer: attend(i.tables, layer, i.q),
+        ATTENTION: lambda layer: i.tables.attend(i.q, layer.k_pages, layer.v_pages),
         OUTPUT: lambda layer: linear_triton(attended, layer.out, residual=i.x),
         NORM: lambda layer: rms_norm_triton(i.x, layer.moe_norm, 1e-6),
         ROUTER: lambda layer: route_triton(i.normed, layer.router, s.experts_per_row, True),

@@ -14,6 +14,7 @@ if torch.cuda.is_available():
     pytest.skip("the GPU tests run the kernels themselves", allow_module_level=True)
 linear = pytest.importorskip("specdec.kernels.linear.kernel")
 moe = pytest.importorskip("specdec.kernels.moe.kernel")
+routing = pytest.importorskip("specdec.kernels.moe.routing")
 attention = pytest.importorskip("specdec.kernels.tree_attention.kernel")
 gumbel = pytest.importorskip("specdec.kernels.gumbel.kernel")
 swiglu = pytest.importorskip("specdec.kernels.swiglu.kernel")
@@ -47,7 +48,7 @@ def test_route_ties_go_to_the_lower_expert_and_nan_rows_stay_in_range() -> None:
     router[7] = router[9] = 1.0
     x = torch.ones(2, 128, dtype=HALF)
     x[1, 3] = float("nan")
-    weights, experts = moe.route_triton(x, router, 3, True)
+    weights, experts = routing.route_triton(x, router, 3, True)
     assert experts.tolist() == [[7, 9, 0], [0, 1, 2]]
     assert weights[0].sum().item() == pytest.approx(1.0)
 
@@ -117,11 +118,35 @@ def test_tree_attention_of_a_chunk_and_a_tree(plan_rows: int, fused: bool, windo
         "ancestor_slots_RD": torch.tensor(chunk + paths + second),
     }
     q, k, v = _random(8, 6, head_dim), _random(9, 2, 64, head_dim, seed=1), _random(9, 2, 64, head_dim, seed=2)
+    for pages in (k, v):  # behind the last key of each sequence lies what somebody left there
+        pages[pages_of[0][258 // 64], :, 258 % 64 + 1 :] = torch.nan
+        pages[pages_of[1][1], :, 1:] = torch.nan
     options: dict[str, Any] = {"scale": head_dim**-0.5, "window": window, "softcap": softcap}
     out = attention.tree_attention_triton(
         q, k, v, **tables, **options, max_positions=320, plan=attention.Plan(plan_rows, 1, 1, fused)
     )
-    assert _error(out, tree_attention_reference(q, k, v, **tables, **options)) < 1e-2
+    assert _error(out, tree_attention_reference(q, k.nan_to_num(), v.nan_to_num(), **tables, **options)) < 1e-2
+
+
+@pytest.mark.parametrize("start", [0, 100])
+def test_a_chunk_never_reads_behind_its_last_key(start: int) -> None:
+    rows, head_dim = 40, 20
+    positions = torch.arange(start, start + rows)
+    tables: dict[str, Any] = {
+        "page_table_SP": torch.tensor([[2, 0, 1]]),
+        "sequences_R": torch.zeros(rows, dtype=torch.int64),
+        "positions_R": positions,
+        "bases_S": torch.tensor([start + rows]),
+        "starts_S": torch.tensor([start]),
+        "ancestor_slots_RD": torch.zeros(rows, 1, dtype=torch.int64),
+    }
+    q, k, v = _random(rows, 4, head_dim), _random(3, 2, 64, head_dim, seed=1), _random(3, 2, 64, head_dim, seed=2)
+    last_page, used = tables["page_table_SP"][0, (start + rows - 1) // 64], (start + rows - 1) % 64 + 1
+    for pages in (k, v):
+        pages[last_page, :, used:] = torch.nan
+    out = attention.tree_attention_triton(q, k, v, **tables, scale=0.2, max_positions=192, plan=attention.Plan(8, 1, 1, True))
+    expected = tree_attention_reference(q, k.nan_to_num(), v.nan_to_num(), **tables, scale=0.2)
+    assert _error(out, expected) < 1e-2
 
 
 @pytest.mark.parametrize("vocab", [63, 1024, 2500])

@@ -7,8 +7,9 @@ from torch.nn.functional import rms_norm
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
-from specdec.kernels.moe.kernel import group_triton, moe_triton, norm_and_route_triton, route_triton
+from specdec.kernels.moe.kernel import group_triton, moe_triton
 from specdec.kernels.moe.reference import moe as moe_reference
+from specdec.kernels.moe.routing import norm_and_route_triton, route_triton
 
 pytestmark = pytest.mark.gpu
 

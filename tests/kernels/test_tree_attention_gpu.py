@@ -9,7 +9,8 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
-from specdec.kernels.tree_attention.kernel import Plan, heads_triton, tree_attention_triton
+from specdec.kernels.tree_attention.heads import heads_triton
+from specdec.kernels.tree_attention.kernel import Plan, tree_attention_triton
 from specdec.kernels.tree_attention.reference import tree_attention_reference
 
 pytestmark = pytest.mark.gpu

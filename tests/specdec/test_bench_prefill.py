@@ -18,7 +18,6 @@ from specdec.bench.prefill import (
     Chunk,
     Inputs,
     Part,
-    attend,
     chunk_tables,
     flops,
     pages_of,
@@ -105,7 +104,7 @@ def test_attention_of_a_chunk_is_causal_attention(chunk: Chunk) -> None:
     torch.manual_seed(1)
     tables, layer = chunk_tables(chunk, "cpu"), tiny_layer(pages_of(chunk.context + chunk.rows))
     q = drawn(len(tables.positions_R), TINY.heads, TINY.head_dim)
-    found = attend(tables, layer, q)[: chunk.rows].float()
+    found = tables.attend(q, layer.k_pages, layer.v_pages)[: chunk.rows].float()
     torch.testing.assert_close(found, causal_attention(q, layer, chunk.context, chunk.rows), atol=0.02, rtol=0.02)
 
 
