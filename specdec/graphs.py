@@ -10,12 +10,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from specdec.batch import RoundRows
+from specdec.batch import RoundRows, Segment
 from specdec.cache.pool import KVPool
 from specdec.models.base import Heads, Model
 
@@ -23,6 +24,8 @@ ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 GRAPH_ROWS = ROW_BUCKETS[-1]
 MAX_GRAPHS = 128  # the one used longest ago is dropped
 _FEWEST_PAGES = 4
+_CHUNK_ROWS = 16  # of a sequence that reads its prompt
+_MOST_PARTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,24 @@ class Bucket:
     def sizes(self) -> tuple[int, ...]:
         """Entries of each table, in the order of `Tables`."""
         return *(self.rows,) * 4, *(self.sequences,) * 2, self.sequences * self.pages, self.rows * self.depths
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Neighbouring rows of a round whose sequences bring about as many each, and the number of those sequences."""
+
+    rows: slice
+    sequences: int
+
+    @staticmethod
+    def of(segments: Sequence[Segment]) -> "tuple[Part, ...]":
+        """A round's sequences that read a prompt, and those that decode, as runs of neighbours."""
+        parts = []
+        for _, run in groupby(segments, lambda segment: segment.num_chunk + segment.num_tree >= _CHUNK_ROWS):
+            mine = list(run)
+            end = mine[-1].row_start + mine[-1].num_chunk + mine[-1].num_tree
+            parts.append(Part(slice(mine[0].row_start, end), len(mine)))
+        return tuple(parts) if len(parts) <= _MOST_PARTS else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +99,34 @@ class Tables:
             ancestor_slots_RD=ancestors.view(bucket.rows, bucket.depths),
         )
 
-    def attend(self, q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, window: int | None = None) -> Tensor:
-        """[R, H, D]: every row over its own history, see `tree_attention_triton`; the round's keys and values are written."""
+    def attend(
+        self, q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, window: int | None = None, parts: Sequence[Part] = ()
+    ) -> Tensor:
+        """[R, H, D]: every row over its own history, see `tree_attention_triton`; the round's keys and values are written.
+
+        parts: together all rows; each is launched by itself. None: one launch.
+        """
         from specdec.kernels.tree_attention.kernel import tree_attention_triton
 
-        return tree_attention_triton(
-            q_RHD,
-            k_pages,
-            v_pages,
-            page_table_SP=self.page_table_SP,
-            sequences_R=self.sequences_R,
-            positions_R=self.positions_R,
-            bases_S=self.bases_S,
-            starts_S=self.starts_S,
-            ancestor_slots_RD=self.ancestor_slots_RD,
-            max_positions=self.page_table_SP.shape[1] * k_pages.shape[2],
-            scale=q_RHD.shape[-1] ** -0.5,
-            window=window,
-        )
+        out_RHD = torch.empty_like(q_RHD)
+        for part in parts or (Part(slice(0, len(q_RHD)), len(self.bases_S)),):
+            tree_attention_triton(
+                q_RHD[part.rows],
+                k_pages,
+                v_pages,
+                page_table_SP=self.page_table_SP,
+                sequences_R=self.sequences_R[part.rows],
+                positions_R=self.positions_R[part.rows],
+                bases_S=self.bases_S,
+                starts_S=self.starts_S,
+                ancestor_slots_RD=self.ancestor_slots_RD[part.rows],
+                max_positions=self.page_table_SP.shape[1] * k_pages.shape[2],
+                scale=q_RHD.shape[-1] ** -0.5,
+                window=window,
+                num_sequences=part.sequences,
+                out=out_RHD[part.rows],
+            )
+        return out_RHD
 
     def fill(self, rows: RoundRows, spare_slot: int) -> None:
         """Write a round's tables and the padding rows; these write their keys to `spare_slot`."""
@@ -127,6 +158,7 @@ class DeviceContext:
     windows: Sequence[int | None]  # of each layer
     wanted: tuple[int, ...]
     captured: dict[int, Tensor] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
     def attend(self, layer: int, qkv_RC: Tensor, heads: Heads) -> Tensor:
         """See `RoundContext.attend`."""
@@ -147,7 +179,7 @@ class DeviceContext:
             v_pages=values,
             eps=norm.eps if norm else 0.0,
         )
-        out_RHD = tables.attend(q_RHD, keys, values, self.windows[layer])
+        out_RHD = tables.attend(q_RHD, keys, values, self.windows[layer], self.parts)
         return out_RHD.view(len(q_RHD), -1)
 
     def capture(self, layer: int, hidden_RE: Tensor) -> None:
@@ -196,6 +228,7 @@ class DeviceForward:
         prepared.device_flat.copy_(prepared.host_flat, non_blocking=True)
         prepared.copied.record()
         if bucket.rows > GRAPH_ROWS:
+            prepared.context.parts = Part.of(rows.segments)
             return self._run(prepared.context), prepared.context.captured
         if prepared.graph is None:
             self._capture(prepared)

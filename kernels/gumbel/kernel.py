@@ -1,6 +1,8 @@
 """Triton draw: keyed noise made where it is added, so that it never lies in memory. See `reference.py` for the generator.
 
-A maximum has no order, so how the vocabulary is cut does not show. Legend: N rows, V vocabulary, C chunks of it.
+A maximum has no order, so how the vocabulary is cut does not show. Few rows draw all noise, while the product before still
+runs. Many rows draw one clock for each block of 64 tokens, which bounds what its tokens can reach, and look into those
+blocks only that could hold the best one, the likeliest first. Legend: N rows, V vocabulary, C chunks of it, B blocks.
 """
 
 import torch
@@ -12,6 +14,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from specdec.kernels.linear.kernel import overlaps
 
 CHUNK = 256  # tokens of one program, whole blocks of 64
+_BLOCKS = 64  # of one program that bounds them
+_FEW_ROWS = 8
 
 
 @triton.jit
@@ -21,19 +25,22 @@ def _uniform(word):
 
 
 @triton.jit
+def _first_clock(seed, low, high, block):
+    """When the first clock of each block rings (float64), and which of its 64 tokens that is."""
+    w0, w1, w2, w3 = tl.philox(seed, (block // 2).to(tl.uint32), low, high, tl.zeros_like(low) + 1)
+    odd = block % 2 == 1
+    return -tl.log(_uniform(tl.where(odd, w2, w0))) * 0.015625, (tl.where(odd, w3, w1) >> 26).to(tl.int32)
+
+
+@triton.jit
 def _noise(seed, position, first_token, GROUPS: tl.constexpr):
     """float32 [GROUPS, 4]: Gumbel noise of the tokens from `first_token` on."""
     group = first_token // 4 + tl.arange(0, GROUPS)
-    low = (position & 0xFFFFFFFF).to(tl.uint32)
-    high = (position >> 32).to(tl.uint32)
     zero = tl.zeros((GROUPS,), tl.uint32)
-    w0, w1, w2, w3 = tl.philox(seed, group.to(tl.uint32), zero + low, zero + high, zero)
+    low, high = zero + (position & 0xFFFFFFFF).to(tl.uint32), zero + (position >> 32).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(seed, group.to(tl.uint32), low, high, zero)
     word = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (GROUPS, 4))
-    block = group // 16
-    w0, w1, w2, w3 = tl.philox(seed, (block // 2).to(tl.uint32), zero + low, zero + high, zero + 1)
-    odd = block % 2 == 1
-    first = -tl.log(_uniform(tl.where(odd, w2, w0))) * 0.015625
-    winner = (tl.where(odd, w3, w1) >> 26).to(tl.int32)
+    first, winner = _first_clock(seed, low, high, group // 16)
     in_block = (group % 16 * 4)[:, None] + tl.arange(0, 4)[None, :]
     later = first[:, None] - tl.log(_uniform(word))
     clock = tl.where(in_block == winner[:, None], first[:, None], later)
@@ -72,8 +79,7 @@ def _chunk_kernel(
     if PDL and EARLY:
         gdc_wait()
     logit = tl.load(p_logits + row * V + token, token < V, other=float("-inf"))
-    score = tl.div_rn(logit, tl.zeros_like(logit) + temperature) + noise
-    score = tl.where(score == score, score, float("-inf"))
+    score = _score(logit, temperature, noise)
     best = tl.max(tl.max(score, 1), 0)
     lowest = tl.min(tl.min(tl.where((score == best) & (token < V), token, V), 1), 0)
     at = row * tl.num_programs(1) + chunk
@@ -100,6 +106,109 @@ def _row_kernel(p_best, p_token, p_top, p_out, p_out_top, C, BLOCK: tl.constexpr
     tl.store(p_out_top + row, tl.where(broken > 0, float("nan"), tl.max(top, 0)))
 
 
+@triton.jit
+def _score(logit, temperature, noise):
+    """A token without a number never wins."""
+    score = tl.div_rn(logit, tl.zeros_like(logit) + temperature) + noise
+    return tl.where(score == score, score, float("-inf"))
+
+
+@triton.jit
+def _bound_kernel(
+    p_logits,
+    p_seeds,
+    p_positions,
+    p_temperatures,
+    p_noisy,
+    p_bounds,
+    p_top,
+    V,
+    B,
+    rows_per_key,
+    BLOCKS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid (rows, programs of BLOCKS blocks): what no token of a block exceeds, and the largest logit of them all.
+
+    No clock of a block rings before its first one, and every step from clock and logit to score is monotonous as rounded.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * BLOCKS
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    key = row // rows_per_key
+    block = first + tl.arange(0, BLOCKS)
+    noise = tl.zeros((BLOCKS,), tl.float32)
+    if tl.load(p_noisy + key) != 0:
+        position = tl.load(p_positions + row)
+        zero = tl.zeros((BLOCKS,), tl.uint32)
+        low, high = zero + (position & 0xFFFFFFFF).to(tl.uint32), zero + (position >> 32).to(tl.uint32)
+        clock, _ = _first_clock(tl.load(p_seeds + key), low, high, block)
+        noise = (-tl.log(clock)).to(tl.float32)
+    token = block[:, None] * 64 + tl.arange(0, 64)[None, :]
+    logit = tl.load(p_logits + row * V + token, token < V, other=float("-inf"))
+    broken = tl.max(tl.max((logit != logit).to(tl.int32), 1), 0)
+    top = tl.max(tl.where(logit == logit, logit, float("-inf")), 1)
+    tl.store(p_bounds + row * B + block, _score(top, tl.load(p_temperatures + key), noise), block < B)
+    at = row * tl.num_programs(1) + tl.program_id(1)
+    tl.store(p_top + at, tl.where(broken > 0, float("nan"), tl.max(top, 0)))
+
+
+@triton.jit
+def _search_kernel(
+    p_logits,
+    p_seeds,
+    p_positions,
+    p_temperatures,
+    p_noisy,
+    p_bounds,
+    p_top,
+    p_out,
+    p_out_top,
+    V,
+    B,
+    C,
+    rows_per_key,
+    BLOCK_B: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One row per program: blocks by descending bound, until no bound reaches the best score found."""
+    row = tl.program_id(0).to(tl.int64)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    key = row // rows_per_key
+    seed, position = tl.load(p_seeds + key), tl.load(p_positions + row)
+    temperature, noisy = tl.load(p_temperatures + key), tl.load(p_noisy + key)
+    b = tl.arange(0, BLOCK_B)
+    bounds = tl.load(p_bounds + row * B + b, b < B, other=float("-inf"))
+    best = tl.full((), float("-inf"), tl.float32)
+    best_token = tl.full((), 0, tl.int32)
+    bound = tl.max(bounds, 0)
+    while (bound > float("-inf")) & (bound >= best):
+        block = tl.min(tl.where(bounds == bound, b, BLOCK_B), 0)
+        token = block * 64 + tl.arange(0, 16)[:, None] * 4 + tl.arange(0, 4)[None, :]
+        logit = tl.load(p_logits + row * V + token, token < V, other=float("-inf"))
+        noise = tl.zeros((16, 4), tl.float32)
+        if noisy != 0:
+            noise = _noise(seed, position, block * 64, 16)
+        score = _score(logit, temperature, noise)
+        here = tl.max(tl.max(score, 1), 0)
+        lowest = tl.min(tl.min(tl.where(score == here, token, V), 1), 0)
+        if (here > best) | ((here == best) & (lowest < best_token)):
+            best = here
+            best_token = lowest
+        bounds = tl.where(b == block, float("-inf"), bounds)
+        bound = tl.max(bounds, 0)
+    tl.store(p_out + row, best_token.to(tl.int64))
+    c = tl.arange(0, BLOCK_C)
+    top = tl.load(p_top + row * C + c, c < C, other=float("-inf"))
+    broken = tl.max((top != top).to(tl.int32), 0)
+    tl.store(p_out_top + row, tl.where(broken > 0, float("nan"), tl.max(top, 0)))
+
+
 def gumbel_argmax_triton(
     logits_NV: Tensor,
     seeds_K: Tensor,
@@ -111,22 +220,53 @@ def gumbel_argmax_triton(
 ) -> tuple[Tensor, Tensor]:
     """As `specdec.kernels.gumbel.gumbel_argmax`."""
     num_rows, vocab_size = logits_NV.shape
+    pdl = overlaps(logits_NV.device)
+    keys = (logits_NV, seeds_K, positions_N, temperatures_K, noisy_K)
+    per_key = num_rows // len(seeds_K)
+    out, out_top = logits_NV.new_empty(num_rows, dtype=torch.int64), logits_NV.new_empty(num_rows)
+    if num_rows > _FEW_ROWS:
+        num_blocks = triton.cdiv(vocab_size, 64)
+        programs = triton.cdiv(num_blocks, _BLOCKS)
+        bounds, top = logits_NV.new_empty((num_rows, num_blocks)), logits_NV.new_empty((num_rows, programs))
+        _bound_kernel[(num_rows, programs)](
+            *keys,
+            bounds,
+            top,
+            vocab_size,
+            num_blocks,
+            per_key,
+            _BLOCKS,
+            PDL=pdl,
+            launch_pdl=pdl,
+            enable_fp_fusion=False,
+        )
+        _search_kernel[(num_rows,)](
+            *keys,
+            bounds,
+            top,
+            out,
+            out_top,
+            vocab_size,
+            num_blocks,
+            programs,
+            per_key,
+            triton.next_power_of_2(num_blocks),
+            triton.next_power_of_2(programs),
+            PDL=pdl,
+            launch_pdl=pdl,
+            enable_fp_fusion=False,
+        )
+        return out, out_top
     num_chunks = triton.cdiv(vocab_size, CHUNK)
     best = logits_NV.new_empty((num_rows, num_chunks))
     token, top = logits_NV.new_empty((num_rows, num_chunks), dtype=torch.int32), torch.empty_like(best)
-    out, out_top = logits_NV.new_empty(num_rows, dtype=torch.int64), logits_NV.new_empty(num_rows)
-    pdl = overlaps(logits_NV.device)
     _chunk_kernel[(num_rows, num_chunks)](
-        logits_NV,
-        seeds_K,
-        positions_N,
-        temperatures_K,
-        noisy_K,
+        *keys,
         best,
         token,
         top,
         vocab_size,
-        num_rows // len(seeds_K),
+        per_key,
         CHUNK,
         early,
         PDL=pdl,

@@ -347,8 +347,8 @@ def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
         return Tile(128, 128, 64, 8, 3, True)
     if num_rows > 64:
         if width < 1 << 12:  # too few tiles to fill the device
-            return Tile(64, 32, 64, 8, 3) if num_rows <= 128 else Tile(64, 32, 128, 4, 4, True)
-        return Tile(64, 64, 128, 4, 3, True) if num_rows <= 128 else Tile(64, 64, 64, 4, 4, True)
+            return Tile(32, 64, 64, 4, 4) if num_rows <= 128 else Tile(64, 64, 128, 4, 4, True)
+        return Tile(128, 64, 64, 8, 4, True) if num_rows <= 128 else Tile(128, 128, 64, 8, 4, True)
     m = triton.next_power_of_2(num_rows)
     part = depth // num_chains(depth)
     if width <= 8192 and ((m == 1 and part <= 1024) or (m <= 4 and part == 1024)):
@@ -357,8 +357,8 @@ def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
     if width >= 1 << 16:
         few = Tile(m, 16, 128, 4, 4) if m <= 16 else Tile(32, 32, 64, 4, 3)
         return few if m <= 32 else Tile(64, 64, 64, 4, 4, True)
-    if m == 64 and depth < 4096:
-        return Tile(32, 32, 64, 4, 3)
+    if m == 64:
+        return Tile(32, 32, 64 if depth < 4096 else 128, 4, 3)
     if m <= 8:
         return Tile(m, 8, 128, 4, 4)
     if m <= 32 and depth >= 4096:

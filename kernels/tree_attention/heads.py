@@ -10,6 +10,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from specdec.kernels.linear.kernel import overlaps
 
+_PAIRS = 16  # of a program
+
 
 @triton.jit
 def _heads_kernel(
@@ -23,6 +25,7 @@ def _heads_kernel(
     p_q,
     p_k,
     p_v,
+    R,
     eps,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -30,48 +33,54 @@ def _heads_kernel(
     BLOCK: tl.constexpr,
     PAGE: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    PAIRS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One (row, head) per program, heads in the order q, k, v: norm, rotate, and store to q or to the row's slot."""
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    i = tl.arange(0, BLOCK)
-    m_i = i < HALF
+    """PAIRS of (row, head) per program, heads in the order q, k, v: norm, rotate, and store to q or to the row's slot."""
+    ALL: tl.constexpr = HEADS + 2 * KV_HEADS
+    pair = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    row = (pair // ALL).to(tl.int64)
+    head = pair % ALL
+    i = tl.arange(0, BLOCK)[None, :]
+    m_row = row < R
+    m_i = (i < HALF) & m_row[:, None]
+    is_query = (m_row & (head < HEADS))[:, None]
+    is_value = (head >= HEADS + KV_HEADS)[:, None]
     if PDL:
         gdc_launch_dependents()
-    position = tl.load(p_positions + row)
-    slot = tl.load(p_slots + row)
+    position = tl.load(p_positions + row, m_row, other=0)[:, None]
+    slot = tl.load(p_slots + row, m_row, other=0)
     cos = tl.load(p_cos + position * HALF + i, m_i, other=0.0)
     sin = tl.load(p_sin + position * HALF + i, m_i, other=0.0)
     if HAS_NORM:
-        p_norm = tl.where(head < HEADS, p_q_norm.to(tl.int64, bitcast=True), p_k_norm.to(tl.int64, bitcast=True))
-        p_norm = p_norm.to(tl.pointer_type(p_q_norm.dtype.element_ty), bitcast=True) + i
-        low_norm = tl.load(p_norm, m_i, other=0.0).to(tl.float32)
-        high_norm = tl.load(p_norm + HALF, m_i, other=0.0).to(tl.float32)
+        low_q = tl.load(p_q_norm + i, i < HALF, other=0.0).to(tl.float32)
+        low_k = tl.load(p_k_norm + i, i < HALF, other=0.0).to(tl.float32)
+        high_q = tl.load(p_q_norm + HALF + i, i < HALF, other=0.0).to(tl.float32)
+        high_k = tl.load(p_k_norm + HALF + i, i < HALF, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
-    at = p_qkv + (row * (HEADS + 2 * KV_HEADS) + head) * (2 * HALF) + i
-    low = tl.load(at, m_i, other=0.0).to(tl.float32)
-    high = tl.load(at + HALF, m_i, other=0.0).to(tl.float32)
+    at = pair.to(tl.int64)[:, None] * (2 * HALF) + i
+    low_raw = tl.load(p_qkv + at, m_i, other=0.0)
+    high_raw = tl.load(p_qkv + at + HALF, m_i, other=0.0)
+    low = low_raw.to(tl.float32)
+    high = high_raw.to(tl.float32)
     DTYPE: tl.constexpr = p_q.dtype.element_ty
-    if head < HEADS + KV_HEADS:
-        if HAS_NORM:
-            inverse = tl.rsqrt((tl.sum(low * low, 0) + tl.sum(high * high, 0)) / (2 * HALF) + eps)
-            low = (low * inverse).to(DTYPE).to(tl.float32) * low_norm
-            high = (high * inverse).to(DTYPE).to(tl.float32) * high_norm
-        turned = low * cos - high * sin
-        high = high * cos + low * sin
-        low = turned
+    if HAS_NORM:
+        inverse = tl.rsqrt((tl.sum(low * low, 1) + tl.sum(high * high, 1)) / (2 * HALF) + eps)[:, None]
+        low = (low * inverse).to(DTYPE).to(tl.float32) * tl.where(is_query, low_q, low_k)
+        high = (high * inverse).to(DTYPE).to(tl.float32) * tl.where(is_query, high_q, high_k)
+    low_turned = tl.where(is_value, low_raw, (low * cos - high * sin).to(DTYPE))
+    high_turned = tl.where(is_value, high_raw, (high * cos + low * sin).to(DTYPE))
+    at_q = (row * HEADS + head)[:, None] * (2 * HALF) + i
+    tl.store(p_q + at_q, low_turned, m_i & is_query)
+    tl.store(p_q + at_q + HALF, high_turned, m_i & is_query)
     kv_head = (head - HEADS) % KV_HEADS
-    at_cache = ((slot // PAGE * KV_HEADS + kv_head) * PAGE + slot % PAGE) * (2 * HALF) + i
-    if head < HEADS:
-        p_out = p_q + (row * HEADS + head) * (2 * HALF) + i
-    elif head < HEADS + KV_HEADS:
-        p_out = p_k + at_cache
-    else:
-        p_out = p_v + at_cache
-    tl.store(p_out, low.to(DTYPE), m_i)
-    tl.store(p_out + HALF, high.to(DTYPE), m_i)
+    at_cache = ((slot // PAGE * KV_HEADS + kv_head) * PAGE + slot % PAGE)[:, None] * (2 * HALF) + i
+    m_k = m_i & (head >= HEADS)[:, None] & (head < HEADS + KV_HEADS)[:, None]
+    tl.store(p_k + at_cache, low_turned, m_k)
+    tl.store(p_k + at_cache + HALF, high_turned, m_k)
+    tl.store(p_v + at_cache, low_turned, m_i & is_value)
+    tl.store(p_v + at_cache + HALF, high_turned, m_i & is_value)
 
 
 def heads_triton(
@@ -97,7 +106,7 @@ def heads_triton(
     all_heads = qkv_RC.shape[1] // head_dim
     heads = all_heads - 2 * kv_heads
     q = qkv_RC.new_empty((num_rows, heads, head_dim))
-    _heads_kernel[(num_rows, all_heads)](
+    _heads_kernel[(triton.cdiv(num_rows * all_heads, _PAIRS),)](
         qkv_RC,
         q_norm_D,
         k_norm_D,
@@ -108,6 +117,7 @@ def heads_triton(
         q,
         k_pages,
         v_pages,
+        num_rows,
         eps,
         heads,
         kv_heads,
@@ -115,9 +125,10 @@ def heads_triton(
         triton.next_power_of_2(head_dim // 2),
         page,
         q_norm_D is not None,
+        _PAIRS,
         PDL=pdl,
         launch_pdl=pdl,
-        num_warps=1,
+        num_warps=4,
         enable_fp_fusion=False,
     )
     return q

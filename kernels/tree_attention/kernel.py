@@ -21,17 +21,23 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from specdec.kernels.linear.kernel import overlaps
 
 TILE = 64
+_FILLED = 256  # programs
+_FEW_SPLITS = 16
 _CHANGING = ["P", "D"]  # from round to round; a variant for each of their divisors would take a second to compile
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Shape of the launch: speed only, never bits. fused: one program walks over all splits of its 2 or more rows (prefill)."""
+    """Shape of the launch: speed only, never bits.
+
+    fused: one program walks over all splits of its rows. pairs: with rows = 1 and not fused, two tiles at a time.
+    """
 
     rows: int
     warps: int
     stages: int
     fused: bool
+    pairs: bool = False
 
 
 @triton.jit
@@ -244,12 +250,15 @@ def _attend_row_kernel(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    FUSED: tl.constexpr,
+    PAIRS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid (rows, kv heads, splits): as `_attend_kernel` without FUSED, for the latency of few rows.
+    """Grid (rows, kv heads, splits), or (rows, kv heads) if FUSED: as `_attend_kernel`, for single rows.
 
-    Keys below the sequence's start are older than this round, so those of the first tile are on their way before the round's q,
-    K and V are there; so are the tables, see `tree_attention_triton`.
+    Keys below the sequence's start are older than this round, so those of the first tile (of the first two: PAIRS, for the
+    latency of very few rows) are on their way before the round's q, K and V are there; so are the tables, see
+    `tree_attention_triton`.
     """
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
@@ -263,7 +272,9 @@ def _attend_row_kernel(
     base = tl.load(p_bases + sequence).to(tl.int32)
     first_new = tl.load(p_starts + sequence).to(tl.int32)
     low = _split_start(split)
-    end = tl.minimum(_split_start(split + 1), last + 1)
+    end = last + 1
+    if not FUSED:
+        end = tl.minimum(_split_start(split + 1), end)
     if WINDOW > 0:
         low = tl.maximum(low, (last - WINDOW + 1) // TILE * TILE)
     old_end = tl.minimum(tl.minimum(base, first_new), end)
@@ -278,43 +289,96 @@ def _attend_row_kernel(
     m_old = (low + lane < old_end) & m_d
     b_k = tl.load(p_k + at, m_old, other=0.0)
     b_v = tl.load(p_v + at, m_old, other=0.0)
+    if PAIRS:
+        at_2 = _tile_keys(p_row_pages, p_row_slots, low + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+        m_old = (low + TILE + lane < old_end) & m_d
+        b_k_2 = tl.load(p_k + at_2, m_old, other=0.0)
+        b_v_2 = tl.load(p_v + at_2, m_old, other=0.0)
     if PDL:
         gdc_wait()
     m = tl.arange(0, BLOCK_M)
     at_head = row * (KV_HEADS * GROUP) + kv_head * GROUP + m
     m_q = (m < GROUP)[:, None] & m_d
     b_q = tl.load(p_q + at_head[:, None] * HEAD_DIM + d, m_q, other=0.0)
+    # what this round wrote
     if old_end < tl.minimum(end, low + TILE):
-        # this round wrote keys into it
         m_new = (low + lane >= old_end) & (low + lane < end) & m_d
         b_k = tl.load(p_k + at, m_new, other=b_k)
         b_v = tl.load(p_v + at, m_new, other=b_v)
+    if PAIRS:
+        key_2 = low + TILE + lane
+        if old_end < tl.minimum(end, low + 2 * TILE):
+            m_new = (key_2 >= old_end) & (key_2 < end) & m_d
+            b_k_2 = tl.load(p_k + at_2, m_new, other=b_k_2)
+            b_v_2 = tl.load(p_v + at_2, m_new, other=b_v_2)
 
     ones = tl.full((TILE, 16), 1.0, p_v.dtype.element_ty)
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     totals = tl.zeros((BLOCK_M, 16), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
-    for start in range(low, end, TILE):
-        at = _tile_keys(p_row_pages, p_row_slots, start + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
-        m_next = (start + TILE + lane < end) & m_d
-        b_k_next = tl.load(p_k + at, m_next, other=0.0)
-        b_v_next = tl.load(p_v + at, m_next, other=0.0)
+    all_top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    all_total = tl.zeros((BLOCK_M,), tl.float32)
+    all_acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
+    STEP: tl.constexpr = 2 * TILE if PAIRS else TILE
+    for start in range(low, end, STEP):
         key = start + tl.arange(0, TILE)
-        keep = key <= last
-        if WINDOW > 0:
-            keep = keep & (key > last - WINDOW)
-        weights, factor, top = _softmax_step(_scores(b_q, b_k, SCALE, SOFTCAP), keep[None, :], top)
-        weights = weights.to(b_v.dtype)
-        totals = tl.dot(weights, ones, totals * factor[:, None])
-        acc = tl.dot(weights, b_v, acc * factor[:, None])
-        b_k = b_k_next
-        b_v = b_v_next
-    at_split = split.to(tl.int64) * R * (KV_HEADS * GROUP) + at_head
-    tl.store(p_tops + at_split, top, m < GROUP)
-    # every column of the product with ones holds the sum
-    column = tl.arange(0, 16)[None, :]
-    tl.store(p_totals + at_split[:, None] + column * 0, totals, (m < GROUP)[:, None] & (column == 0))
-    tl.store(p_out + at_split[:, None] * HEAD_DIM + d, acc, m_q)
+        s = _scores(b_q, b_k, SCALE, SOFTCAP)
+        if PAIRS:
+            # both products, then both softmax steps, so that neither waits for the other's weights
+            s_2 = _scores(b_q, b_k_2, SCALE, SOFTCAP)
+            weights, factor, top = _softmax_step(s, _row_sees(key, end, last, WINDOW)[None, :], top)
+            weights_2, factor_2, top = _softmax_step(s_2, _row_sees(key + TILE, end, last, WINDOW)[None, :], top)
+            weights, weights_2 = weights.to(b_v.dtype), weights_2.to(b_v.dtype)
+            totals = tl.dot(weights, ones, totals * factor[:, None])
+            acc = tl.dot(weights, b_v, acc * factor[:, None])
+            totals = tl.dot(weights_2, ones, totals * factor_2[:, None])
+            acc = tl.dot(weights_2, b_v_2, acc * factor_2[:, None])
+            if start + STEP < end:
+                at = _tile_keys(p_row_pages, p_row_slots, start + STEP, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+                m_next = (start + STEP + lane < end) & m_d
+                b_k = tl.load(p_k + at, m_next, other=0.0)
+                b_v = tl.load(p_v + at, m_next, other=0.0)
+                at = _tile_keys(p_row_pages, p_row_slots, start + STEP + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+                m_next = (start + STEP + TILE + lane < end) & m_d
+                b_k_2 = tl.load(p_k + at, m_next, other=0.0)
+                b_v_2 = tl.load(p_v + at, m_next, other=0.0)
+        else:
+            at = _tile_keys(p_row_pages, p_row_slots, start + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+            m_next = (start + TILE + lane < end) & m_d
+            b_k_next = tl.load(p_k + at, m_next, other=0.0)
+            b_v_next = tl.load(p_v + at, m_next, other=0.0)
+            weights, factor, top = _softmax_step(s, _row_sees(key, end, last, WINDOW)[None, :], top)
+            weights = weights.to(b_v.dtype)
+            totals = tl.dot(weights, ones, totals * factor[:, None])
+            acc = tl.dot(weights, b_v, acc * factor[:, None])
+            b_k = b_k_next
+            b_v = b_v_next
+            if FUSED:
+                done = _split_of(start + TILE) != _split_of(start)
+                if done | (start + TILE >= end):
+                    all_top, all_total, all_acc = _merge_step(all_top, all_total, all_acc, top, tl.max(totals, 1), acc)
+                    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+                    totals = tl.zeros((BLOCK_M, 16), tl.float32)
+                    acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
+    if FUSED:
+        out = (all_acc / all_total[:, None]).to(p_out.dtype.element_ty)
+        tl.store(p_out + at_head[:, None] * HEAD_DIM + d, out, m_q)
+    else:
+        at_split = split.to(tl.int64) * R * (KV_HEADS * GROUP) + at_head
+        tl.store(p_tops + at_split, top, m < GROUP)
+        # every column of the product with ones holds the sum
+        column = tl.arange(0, 16)[None, :]
+        tl.store(p_totals + at_split[:, None] + column * 0, totals, (m < GROUP)[:, None] & (column == 0))
+        tl.store(p_out + at_split[:, None] * HEAD_DIM + d, acc, m_q)
+
+
+@triton.jit
+def _row_sees(key, end, last, WINDOW: tl.constexpr):
+    """[keys]: which of them, below `end`, the row at position `last` sees."""
+    keep = key < end
+    if WINDOW > 0:
+        keep = keep & (key > last - WINDOW)
+    return keep
 
 
 @triton.jit
@@ -425,6 +489,8 @@ def tree_attention_triton(
     window: int | None = None,
     softcap: float | None = None,
     plan: Plan | None = None,
+    num_sequences: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Attention of every row over its own history: cached keys below its sequence's base, its ancestors from there on.
 
@@ -433,7 +499,8 @@ def tree_attention_triton(
     bounds positions_R + 1 and sizes the launch, so that a captured graph serves all lengths up to it. The tables, and the keys
     below starts_S, where this round's own begin, may be read before the kernels just before this one have ended: at least one
     kernel that does not let its successor start early (any of PyTorch's) must lie between their writing and this call, in
-    stream order. Returns [R, H, head_dim] in q's dtype.
+    stream order. num_sequences: that the rows belong to, where the tables hold more. out: where the result goes.
+    Returns [R, H, head_dim] in q's dtype.
     """
     num_rows, heads, head_dim = q_RHD.shape
     kv_heads, page = k_pages.shape[1], k_pages.shape[2]
@@ -442,9 +509,10 @@ def tree_attention_triton(
     group = heads // kv_heads
     block_group, block_dim = triton.next_power_of_2(group), triton.next_power_of_2(head_dim)
     pdl = overlaps(q_RHD.device)
-    plan = plan or choose_plan(num_rows, len(bases_S), block_group, block_dim)
     splits = num_splits(max_positions)
-    out = torch.empty_like(q_RHD)
+    plan = plan or choose_plan(num_rows, num_sequences or len(bases_S), kv_heads, block_group, block_dim, splits)
+    if out is None:
+        out = torch.empty_like(q_RHD)
     if plan.fused:
         acc, tops, totals = out, None, None
     else:
@@ -469,8 +537,15 @@ def tree_attention_triton(
     sizes = (num_rows, page_table_SP.shape[1], ancestor_slots_RD.shape[1])
     arguments = (q_RHD, k_pages, v_pages, acc, tops, totals, positions_R, sequences_R, bases_S)
     if plan.rows == 1:
-        _attend_row_kernel[(num_rows, kv_heads, splits)](
-            *arguments, starts_S, *lookups, *sizes, BLOCK_M=max(16, block_group), **shape
+        _attend_row_kernel[(num_rows, kv_heads, 1 if plan.fused else splits)](
+            *arguments,
+            starts_S,
+            *lookups,
+            *sizes,
+            BLOCK_M=max(16, block_group),
+            FUSED=plan.fused,
+            PAIRS=plan.pairs,
+            **shape,
         )
     else:
         _attend_kernel[(triton.cdiv(num_rows, plan.rows), kv_heads, 1 if plan.fused else splits)](
@@ -509,11 +584,15 @@ def tree_attention_triton(
     return out
 
 
-def choose_plan(num_rows: int, num_sequences: int, block_group: int, block_dim: int) -> Plan:
+def choose_plan(num_rows: int, num_sequences: int, kv_heads: int, block_group: int, block_dim: int, splits: int) -> Plan:
     """Rows that share a program: one while rows are few or each has its own sequence, a matrix tile's worth for chunks."""
     per_sequence = num_rows // max(1, num_sequences)
     if per_sequence > 64 or (per_sequence >= 16 and num_rows >= 512):
         return Plan(max(2, 128 // block_group), 8, 2, True)
     if per_sequence >= 8 and block_group < 16:
         return Plan(max(2, 16 // block_group), 4, 2, False)
-    return Plan(1, 8 if num_rows <= 2 or block_dim > 128 else 4, 1, False)
+    if num_rows <= 2 or block_dim > 128:
+        return Plan(1, 8, 1, False, pairs=num_rows <= 2 and block_dim <= 128)
+    # where rows alone fill the device, no split needs a program of its own, and none a merge
+    programs = num_rows * kv_heads
+    return Plan(1, 4, 1, programs >= _FILLED and splits <= max(_FEW_SPLITS, programs // _FEW_SPLITS // 2))

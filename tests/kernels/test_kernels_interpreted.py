@@ -93,9 +93,13 @@ def test_moe(rows: int, hidden: int) -> None:
     assert not any(moe._arrivals(x.device, moe.DIRECT_ROWS * 3)), "zeros between two layers"
 
 
-@pytest.mark.parametrize(("plan_rows", "fused"), [(1, False), (4, False), (4, True)])
+@pytest.mark.parametrize(
+    "plan",
+    [(1, 1, 1, False), (1, 1, 1, True), (1, 1, 1, False, True), (4, 1, 1, False), (4, 1, 1, True)],
+    ids=["row", "fused row", "row, tiles in pairs", "rows", "fused rows"],
+)
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (70, 5.0)])
-def test_tree_attention_of_a_chunk_and_a_tree(plan_rows: int, fused: bool, window: int | None, softcap: float | None) -> None:
+def test_tree_attention_of_a_chunk_and_a_tree(plan: tuple[Any, ...], window: int | None, softcap: float | None) -> None:
     pages_of, base, head_dim = [[3, 1, 4, 6, 7], [5, 2]], [258, 64], 20
     parents = [0, 0, 0, 1, 3]  # of the tree rows of the first sequence
     depth = [0, 1, 1, 2, 3]
@@ -122,9 +126,7 @@ def test_tree_attention_of_a_chunk_and_a_tree(plan_rows: int, fused: bool, windo
         pages[pages_of[0][258 // 64], :, 258 % 64 + 1 :] = torch.nan
         pages[pages_of[1][1], :, 1:] = torch.nan
     options: dict[str, Any] = {"scale": head_dim**-0.5, "window": window, "softcap": softcap}
-    out = attention.tree_attention_triton(
-        q, k, v, **tables, **options, max_positions=320, plan=attention.Plan(plan_rows, 1, 1, fused)
-    )
+    out = attention.tree_attention_triton(q, k, v, **tables, **options, max_positions=320, plan=attention.Plan(*plan))
     assert _error(out, tree_attention_reference(q, k.nan_to_num(), v.nan_to_num(), **tables, **options)) < 1e-2
 
 
@@ -149,17 +151,19 @@ def test_a_chunk_never_reads_behind_its_last_key(start: int) -> None:
     assert _error(out, expected) < 1e-2
 
 
-@pytest.mark.parametrize("vocab", [63, 1024, 2500])
-def test_the_draw_is_that_of_the_reference(vocab: int) -> None:
-    logits = torch.randn(5, vocab, generator=torch.Generator().manual_seed(vocab)) * 2
+@pytest.mark.parametrize("rows", [5, 10])  # few draw all noise, many look into few blocks
+@pytest.mark.parametrize("vocab", [63, 1024, 2500, 4200])
+def test_the_draw_is_that_of_the_reference(vocab: int, rows: int) -> None:
+    logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(vocab)) * 2
     logits[1, 40:] = -torch.inf
     logits[2] = torch.inf * -1
     logits[3, 7] = logits[3, 50] = 30.0
     logits[4, 3] = torch.nan
-    seeds = torch.tensor([1, 2**62 + 5, 3, 4, 5])
-    positions = torch.tensor([0, 7, 2**33 + 1, 9, 10])
-    temperatures = torch.tensor([1.0, 0.7, 1.0, 1.0, 1.3])
-    noisy = torch.tensor([True, True, True, False, True])
+    of_rows = torch.arange(rows) % 5
+    seeds = torch.tensor([1, 2**62 + 5, 3, 4, 5])[of_rows]
+    positions = torch.tensor([0, 7, 2**33 + 1, 9, 10])[of_rows]
+    temperatures = torch.tensor([1.0, 0.7, 1.0, 1.0, 1.3])[of_rows]
+    noisy = torch.tensor([True, True, True, False, True])[of_rows]
     drawn, tops = gumbel.gumbel_argmax_triton(logits, seeds, positions, temperatures, noisy)
     expected, expected_tops = gumbel_argmax_reference(logits, seeds, positions, temperatures, noisy)
     assert drawn.tolist() == expected.tolist()

@@ -16,7 +16,15 @@ from specdec.kernels.tree_attention.reference import tree_attention_reference
 pytestmark = pytest.mark.gpu
 
 PAGE = 64
-PLANS = [Plan(1, 8, 1, False), Plan(1, 2, 1, False), Plan(2, 4, 1, True), Plan(2, 4, 2, False), Plan(8, 4, 2, True)]
+PLANS = [
+    Plan(1, 8, 1, False),
+    Plan(1, 2, 1, False),
+    Plan(2, 4, 1, True),
+    Plan(2, 4, 2, False),
+    Plan(8, 4, 2, True),
+    Plan(1, 4, 1, True),
+    Plan(1, 8, 1, False, pairs=True),
+]
 
 
 @dataclass
