@@ -41,6 +41,7 @@ _COST_CONTEXTS = (128, 1024)
 GPU_TILE = 64  # keys that the attention kernels read at once, from one page
 _CORPUS_TOKENS = 1 << 16  # of earlier responses that the device copies from
 _CPU_CACHE_GB = 2.0
+_LARGE_GPU = 40e9  # bytes
 _GPU_SHARE = 0.85  # of the memory that the weights leave free; the rest is for activations and graphs
 _GPU_SHARE_BESIDE_DRAFTER = 0.4  # a draft model brings weights, and keys and values of as many positions
 _MOST_POSITIONS = 1 << 20  # of the pool, whatever memory is given
@@ -143,7 +144,7 @@ def build(
         prefix_cache=config.prefix_cache,
     )
     with _explained_memory("a lower --cache-gb or --max-model-len"):
-        loop = _device_loop(config, sizes, runner, speculator, rule)
+        loop = _device_loop(config, sizes, runner, speculator, rule, progress)
     engine = Engine(
         runner=runner,
         scheduler=scheduler,
@@ -216,23 +217,41 @@ def _sizes(config: EngineConfig, model: Model) -> _Sizes:
         num_pages=positions // config.page_size,
         max_model_len=wanted or min(most, positions),
         max_batch=config.max_batch or (256 if on_gpu else 32),
-        chunk_tokens=config.chunk_tokens or (2048 if on_gpu else 256),
+        chunk_tokens=config.chunk_tokens or _chunk_tokens(model.device),
     )
 
 
+def _chunk_tokens(device: torch.device) -> int:
+    """Large products want many rows; a GPU of 40 GB and more has room for what they leave behind."""
+    if device.type != "cuda":
+        return 256
+    return 8192 if torch.cuda.get_device_properties(device).total_memory >= _LARGE_GPU else 2048
+
+
 def _device_loop(
-    config: EngineConfig, sizes: _Sizes, runner: Runner, speculator: Speculator, rule: AcceptanceRule
+    config: EngineConfig,
+    sizes: _Sizes,
+    runner: Runner,
+    speculator: Speculator,
+    rule: AcceptanceRule,
+    progress: Progress,
 ) -> DeviceLoop | None:
     """Rounds without the host, where the kernels run on a GPU and the rule is the walk that they know."""
     if not (config.device_loop and uses_triton(runner.device) and rule.per_seed and not speculator.hidden_layers):
         return None
-    return DeviceLoop(
+    loop = DeviceLoop(
         runner.model,
         runner.pool,
         max_sequences=sizes.max_batch,
         max_model_len=sizes.max_model_len,
         corpus_tokens=_CORPUS_TOKENS if speculator.copies_responses else 0,
     )
+    widths = speculator.loop_widths(loop.width_limit(1))
+    if runner.device.type == "cuda":
+        with progress.task("Recording rounds", loop.num_prepared(widths)) as advance:
+            for _ in loop.prepare(widths, speculator.looks_up):
+                advance(1)
+    return loop
 
 
 def _measure(

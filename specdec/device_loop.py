@@ -8,9 +8,9 @@ Legend of shape suffixes: S sequences of a bucket, W rows of a sequence, L room 
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,12 +18,14 @@ from torch import Tensor
 
 from specdec.cache.pool import KVPool
 from specdec.candidates import Truncation, truncate_among
-from specdec.graphs import MAX_GRAPHS, ROW_BUCKETS, DeviceContext, Tables, half_octave, recording
+from specdec.graphs import MAX_GRAPHS, ROW_BUCKETS, DeviceContext, Tables, half_octave, octave, recording
 from specdec.kernels.chain import ChainRows, Chains, Match, Told, chain_rows, commit_chains
 from specdec.kernels.gumbel import gumbel_argmax
 from specdec.kernels.suffix_match import SEPARATOR, suffix_match
+from specdec.loop_edits import LoopEdits
 from specdec.loop_members import LONGEST_MATCH, SHORTEST_MATCH, HistoryText, LoopRound, Member
 from specdec.models.base import Model
+from specdec.request import SamplingParams
 from specdec.sampling import Kind
 from specdec.tree import IntArray
 
@@ -31,6 +33,9 @@ ROUNDS_AHEAD = 1  # enqueued beyond the one whose outcome the host waits for
 _TURNS_KEPT = 4  # outcomes in the ring, more than are ever underway
 MOST_ROWS = ROW_BUCKETS[-1]
 MAX_WIDTH = 8
+_MOST_GRAPHS = 2 * MAX_GRAPHS
+_PREPARED_PAGES = 128
+_FEW_SEQUENCES = 4
 _CANDIDATES = 1024  # of a nucleus; a wider one is the host's affair
 
 
@@ -43,6 +48,8 @@ class _Key:
     pages: int
     lookup: bool
     truncated: bool
+    biased: bool
+    penalised: bool
 
 
 @dataclass(slots=True)
@@ -96,6 +103,7 @@ class DeviceLoop:
         self._truncation = Truncation(
             top_k_N=of_sequences(torch.int64), top_p_N=of_sequences(torch.float64), min_p_N=of_sequences(torch.float64)
         )
+        self._edits = LoopEdits(size, model.config.vocab_size, device)
         self._rows: list[tuple[Hashable, int]] = []  # whose history each row holds, and how much of it at least
         self._corpus_end = 0  # where the next response goes
         self._to_learn: list[int] = []
@@ -121,6 +129,28 @@ class DeviceLoop:
         """The most rows that each of so many members may bring to a round."""
         return min(MAX_WIDTH, MOST_ROWS // _bucket(num_members))
 
+    @torch.inference_mode()
+    def prepare(self, widths: SequenceOf[int], lookup: bool) -> Iterator[None]:
+        """Record the rounds of one sequence before it is there, one for each step of the iterator.
+
+        So that no answer waits for the compiler. Rounds of several sequences are recorded when they first come.
+        """
+        sampled = SamplingParams(temperature=1.0, top_p=0.9)
+        for sampling in (replace(sampled, top_p=1.0), sampled):
+            member = Member(key=self, tokens=(0, 0), reference=(), sampling=sampling, most_drafts=max(widths) - 1)
+            self.start([member], 1)
+            for pages in self._prepared_pages():
+                self._pages = np.full((1, pages), -1, np.int64)
+                self._page_table().zero_()
+                for width in widths:
+                    self._record(self._key(width, lookup))
+                    yield
+        self._rows = []
+
+    def num_prepared(self, widths: SequenceOf[int]) -> int:
+        """Steps of `prepare`."""
+        return 2 * len(widths) * len(self._prepared_pages())
+
     def learn(self, response: SequenceOf[int]) -> None:
         """A response to copy from later; the oldest ones make room."""
         if len(self._corpus_C):
@@ -142,6 +172,7 @@ class DeviceLoop:
         mirrored = [*members, *[members[-1]] * (size - len(members))]
         texts = [HistoryText.of(member, self._most_reference) for member in mirrored]
         self._write_histories(texts)
+        self._edits.set(mirrored)
         params = [member.sampling for member in mirrored]
         vocab_size = self._model.config.vocab_size
         self._truncated = any(Kind.of(p) == Kind.TRUNCATED for p in params)
@@ -158,7 +189,7 @@ class DeviceLoop:
             (self._truncation.min_p_N, [0.0 if p.greedy else p.min_p for p in params]),
         ):
             target[:size] = torch.tensor(values, dtype=target.dtype)
-        self._pages = np.full((size, self._page_bucket(num_pages)), -1, np.int64)
+        self._pages = np.full((size, self._page_bucket(size, num_pages)), -1, np.int64)
 
     @torch.inference_mode()
     def set_pages(self, pages: SequenceOf[SequenceOf[int]]) -> bool:
@@ -185,8 +216,7 @@ class DeviceLoop:
             width: rows of each member.
             lookup: look for matches.
         """
-        size, num_pages = self._pages.shape
-        key = _Key(size, width, num_pages, lookup, self._truncated)
+        key = self._key(width, lookup)
         before = done = None
         if self._pool.device.type == "cuda":
             before = self._underway[-1].done if self._underway and key in self._graphs else None
@@ -196,7 +226,9 @@ class DeviceLoop:
         else:
             self._round(key)
         self._turn += 1
-        self._underway.append(_Underway(self._turn, (size, len(Told) + 2 * width), self._num_members, width, done, before))
+        self._underway.append(
+            _Underway(self._turn, (key.sequences, len(Told) + 2 * width), self._num_members, width, done, before)
+        )
 
     def collect(self) -> LoopRound:
         """The outcome of the oldest round underway; waits for it."""
@@ -251,6 +283,10 @@ class DeviceLoop:
         )
         context = DeviceContext(_tables(rows, chains.page_table_SP), self._pool, self._windows, ())
         logits_RV = self._model.logits(self._model.forward(rows.tokens_R, context))
+        if key.biased:
+            logits_RV = self._edits.add_biases(logits_RV, rows.draws_R, key.sequences)
+        if key.penalised:
+            logits_RV = self._edits.penalise(logits_RV, rows.tokens_R, chains.history_SL, chains.lengths_S, chains.offsets_S)
         chosen_R, tops_R, settled_R = self._draw(key, rows, logits_RV)
         commit_chains(chains, rows, chosen_R, tops_R, settled_R)
 
@@ -286,13 +322,20 @@ class DeviceLoop:
             told_TX=self._told_TX,
         )
 
+    def _key(self, width: int, lookup: bool) -> _Key:
+        size, num_pages = self._pages.shape
+        return _Key(size, width, num_pages, lookup, self._truncated, self._edits.biased, self._edits.penalised)
+
     def _replay(self, key: _Key) -> None:
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(key)
-            if len(self._graphs) > MAX_GRAPHS:
-                self._graphs.popitem(last=False)
+        self._record(key)
         self._graphs.move_to_end(key)
         self._graphs[key].replay()
+
+    def _record(self, key: _Key) -> None:
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(key)
+            if len(self._graphs) > _MOST_GRAPHS:
+                self._graphs.popitem(last=False)
 
     def _capture(self, key: _Key) -> torch.cuda.CUDAGraph:
         """Run once, which compiles kernels, take that back, and record."""
@@ -309,9 +352,14 @@ class DeviceLoop:
             self._round(key)
         return graph
 
-    def _page_bucket(self, count: int) -> int:
-        """Room to grow in, so that few graphs serve all lengths."""
-        return min(half_octave(count + 1), max(self._most_pages, count))
+    def _page_bucket(self, size: int, count: int) -> int:
+        """Room to grow in, so that few graphs serve all lengths; few sequences hardly notice splits that are not there."""
+        room = octave(count + 1) if size <= _FEW_SEQUENCES else half_octave(count + 1)
+        return min(room, max(self._most_pages, count))
+
+    def _prepared_pages(self) -> list[int]:
+        """The buckets that `_page_bucket` gives for one sequence, up to some length."""
+        return sorted({self._page_bucket(1, count) for count in range(1, min(self._most_pages, _PREPARED_PAGES))})
 
     def _page_table(self) -> Tensor:
         shape = self._pages.shape

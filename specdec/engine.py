@@ -17,7 +17,8 @@ from specdec.device_loop import ROUNDS_AHEAD, DeviceLoop
 from specdec.drafting import Observation
 from specdec.errors import RequestError
 from specdec.layout import lay_out
-from specdec.loop_members import LoopRound, can_loop
+from specdec.loop_edits import fits
+from specdec.loop_members import LoopRound
 from specdec.metrics import EngineMetrics
 from specdec.output import emit, output, read_logprobs
 from specdec.request import FinishReason, Request, RequestOutput
@@ -220,8 +221,9 @@ class Engine:
         if loop is None or len(ready) > loop.max_sequences:
             return False
         for sequence in ready:
-            mine = can_loop(sequence.sampling, sequence.num_output_tokens) and self._speculator.can_loop(sequence)
-            if not mine or sequence.request_id in self._kept_out:
+            # a logprob is told by the host
+            alone = sequence.sampling.logprobs is None and fits(sequence.sampling, sequence.stop_ids)
+            if not alone or not self._speculator.can_loop(sequence) or sequence.request_id in self._kept_out:
                 return False
         for sequence in ready:
             self._start(sequence)

@@ -290,7 +290,12 @@ def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
+def octave(count: int) -> int:
+    """The next of 4, 8, 16, ..."""
+    return max(_power_of_two(count), _FEWEST_PAGES)
+
+
 def half_octave(count: int) -> int:
     """The next of 4, 6, 8, 12, 16, 24, ..."""
-    power = max(_power_of_two(count), _FEWEST_PAGES)
+    power = octave(count)
     return power * 3 // 4 if power > _FEWEST_PAGES and count <= power * 3 // 4 else power

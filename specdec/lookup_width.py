@@ -1,11 +1,11 @@
 """How many rows a sequence brings to a round of the device loop: what the last rounds gave, over what they took.
 
 The device looks for matches at any width, also where it verifies none, so that it is always known how often a match is right
-about the next token. Whether more rows pay follows from that and from the measured time of a round.
+about the next token. A match that was right so often in a row, its *streak*, is the likelier to go on being right: so a draft
+is as deep as its sequence's streak promises, and copying is told from chance without verifying a thing.
 """
 
-from itertools import accumulate
-from operator import mul
+from collections import Counter
 
 import numpy as np
 
@@ -15,7 +15,9 @@ from specdec.loop_members import LoopRound
 _WIDTHS = (1, 2, 3, 4, 6, 8)
 _SMOOTHING = 0.04  # of one sequence in one round
 _TIME_SMOOTHING = 0.1
-_FIRST_SURVIVAL = 0.7  # of a draft whose ancestors were accepted, before any was seen
+_FIRST_SURVIVAL = 0.7  # of a draft behind a streak, before any was seen
+_FIRST_FOUND = (0.5, 0.95)
+_LONGEST_STREAK = 12  # longer ones are no surer
 _MARGIN = 1.02  # by so much a wider round must promise to be better
 
 
@@ -32,9 +34,15 @@ class WidthPolicy:
         self._costs = costs
         self._most = most_nodes
         self._adaptive = adaptive
-        self._found = 0.5  # share of rounds in which a sequence has a match
-        self._survival = [_FIRST_SURVIVAL] * max(_WIDTHS)  # by depth
+        self._found = list(_FIRST_FOUND)  # share of rounds in which a sequence has a match, without a streak and in one
+        self._survival = [_FIRST_SURVIVAL] * (_LONGEST_STREAK + 1)  # by how many tokens a match foretold in a row
+        self._streaks: list[int] = []  # of each sequence
         self._seconds: dict[tuple[int, int], float] = {}  # of a round, by sequences and width
+
+    def widths(self, limit: int) -> tuple[int, ...]:
+        """What `choose` may answer."""
+        most = min(self._most, limit)
+        return tuple(width for width in _WIDTHS if width <= most) if self._adaptive else (most,)
 
     def choose(self, num_sequences: int, context: int, limit: int) -> int:
         """Rows of each sequence.
@@ -44,30 +52,38 @@ class WidthPolicy:
             context: tokens of the longest one.
             limit: the most that there is room for.
         """
-        most = min(self._most, limit)
         if not self._adaptive:
-            return most
+            return min(self._most, limit)
+        streaks = Counter(self._streaks if len(self._streaks) == num_sequences else [0] * num_sequences)
         best, best_rate = 1, 0.0
-        for width in _WIDTHS:
-            if width > most:
-                break
-            rate = self._expected(width) / self._time(num_sequences, width, context)
+        for width in self.widths(limit):
+            tokens = sum(count * self._expected(streak, width) for streak, count in streaks.items())
+            rate = tokens / self._time(num_sequences, width, context)
             if rate > best_rate * (_MARGIN if best_rate else 1.0):
                 best, best_rate = width, rate
         return best
 
     def observe(self, outcome: LoopRound) -> None:
         """What became of a round's drafts."""
-        for found, guessed, accepted, drafted in zip(
-            outcome.found.tolist(), outcome.guessed.tolist(), outcome.accepted.tolist(), outcome.drafted.tolist(), strict=True
+        if len(self._streaks) != len(outcome.emitted):
+            self._streaks = [0] * len(outcome.emitted)
+        for index, (found, guessed, accepted, drafted) in enumerate(
+            zip(
+                outcome.found.tolist(),
+                outcome.guessed.tolist(),
+                outcome.accepted.tolist(),
+                outcome.drafted.tolist(),
+                strict=True,
+            )
         ):
-            self._found += _SMOOTHING * (found - self._found)
-            if not found:
-                continue
-            if not drafted:
-                self._learn(0, guessed)
-            for depth in range(min(accepted + 1, drafted)):
-                self._learn(depth, depth < accepted)
+            streak = self._streaks[index]
+            self._found[streak > 0] += _SMOOTHING * (found - self._found[streak > 0])
+            # the first one that was wrong ends a streak
+            known = [] if not found else [True] * accepted + [False] * (accepted < drafted) if drafted else [guessed]
+            for right in known:
+                self._survival[streak] += _SMOOTHING * (right - self._survival[streak])
+                streak = min(streak + 1, _LONGEST_STREAK) if right else 0
+            self._streaks[index] = streak if found else 0
 
     def observe_seconds(self, num_sequences: int, width: int, seconds: float) -> None:
         """A round of such a shape took so long, the next one enqueued before it ended."""
@@ -75,13 +91,13 @@ class WidthPolicy:
         known = self._seconds.setdefault(key, seconds)
         self._seconds[key] = known + _TIME_SMOOTHING * (min(seconds, 2 * known) - known)
 
-    def _learn(self, depth: int, survived: bool) -> None:
-        self._survival[depth] += _SMOOTHING * (survived - self._survival[depth])
-
-    def _expected(self, width: int) -> float:
+    def _expected(self, streak: int, width: int) -> float:
         """Tokens of a sequence in a round."""
-        reached: float = sum(accumulate(self._survival[: width - 1], mul))
-        return 1.0 + self._found * reached
+        reached, chance = 0.0, self._found[streak > 0]
+        for depth in range(width - 1):
+            chance *= self._survival[min(streak + depth, _LONGEST_STREAK)]
+            reached += chance
+        return 1.0 + reached
 
     def _time(self, num_sequences: int, width: int, context: int) -> float:
         """Seconds, measured or by the measured width next to it; the costs alone are of rounds that the host lays out."""
@@ -96,5 +112,7 @@ class WidthPolicy:
 
     def _estimate(self, num_sequences: int, width: int, context: int) -> float:
         """Seconds by the costs; rows without a draft repeat others and cost next to nothing."""
-        rows = round(num_sequences * (1 + self._found * (width - 1)))
+        in_streak = sum(streak > 0 for streak in self._streaks) / max(len(self._streaks), 1)
+        found = self._found[0] + in_streak * (self._found[1] - self._found[0])
+        rows = round(num_sequences * (1 + found * (width - 1)))
         return float(self._costs.seconds(np.array([rows]), context)[0])

@@ -16,17 +16,12 @@ SHORTEST_MATCH = 2
 BoolArray = npt.NDArray[np.bool_]
 
 
-def can_loop(sampling: SamplingParams, num_output_tokens: int) -> bool:
-    """Whether the device alone can draw these tokens. What reads the history, or tells more than tokens, needs the host."""
-    edited = sampling.has_penalties or bool(sampling.logit_bias) or num_output_tokens < sampling.min_tokens
-    return sampling.logprobs is None and not edited
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
     """A sequence as it enters the loop.
 
     key: the same whenever the same sequence enters. tokens: prompt and output. most_drafts: in one round, 0 for none.
+    stop_ids: forbidden while the output is shorter than min_tokens.
     """
 
     key: Hashable
@@ -34,6 +29,8 @@ class Member:
     reference: Sequence[int]
     sampling: SamplingParams
     most_drafts: int
+    num_prompt_tokens: int = 0
+    stop_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,10 +220,33 @@ def _penalise(logits_NV: Tensor, entry: SamplingEntry, paths_ND: Tensor, depths_
     on_path_ND = torch.arange(paths_ND.shape[1], device=paths_ND.device)
     on_path_ND = ((on_path_ND > 0) & (on_path_ND <= depths_N[:, None])).float()
     counts_NV = output.to(logits_NV).repeat(len(logits_NV), 1).scatter_add_(1, paths_ND, on_path_ND)
-    seen_NV = (counts_NV > 0) | (prompt.to(logits_NV.device) > 0)
-    damped_NV = torch.where(logits_NV > 0, logits_NV / p.repetition_penalty, logits_NV * p.repetition_penalty)
+    return penalised(
+        logits_NV,
+        prompt.to(logits_NV.device) > 0,
+        counts_NV,
+        repetition_N1=logits_NV.new_full((len(logits_NV), 1), p.repetition_penalty),
+        presence_N1=logits_NV.new_full((len(logits_NV), 1), p.presence_penalty),
+        frequency_N1=logits_NV.new_full((len(logits_NV), 1), p.frequency_penalty),
+    )
+
+
+def penalised(
+    logits_NV: Tensor,
+    in_prompt_NV: Tensor,
+    counts_NV: Tensor,
+    *,
+    repetition_N1: Tensor,
+    presence_N1: Tensor,
+    frequency_N1: Tensor,
+) -> Tensor:
+    """Logits with the penalties of each row, float32. counts_NV: how often a token stands in the row's output, float32.
+
+    The penalties are tensors, not numbers: by a number PyTorch divides on a GPU as a product with its inverse.
+    """
+    seen_NV = (counts_NV > 0) | in_prompt_NV
+    damped_NV = torch.where(logits_NV > 0, logits_NV / repetition_N1, logits_NV * repetition_N1)
     logits_NV = torch.where(seen_NV, damped_NV, logits_NV)
-    return logits_NV - (p.frequency_penalty * counts_NV + p.presence_penalty * (counts_NV > 0))
+    return logits_NV - (frequency_N1 * counts_NV + presence_N1 * (counts_NV > 0))
 
 
 def shared_noise_topk(

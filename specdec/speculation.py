@@ -63,6 +63,10 @@ class Speculator:
         """Whether the device may look for drafts by itself."""
         return _LOOKUP[Origin.HISTORY] in self._names
 
+    def loop_widths(self, limit: int) -> tuple[int, ...]:
+        """Rows that a lone sequence may bring to the device loop's rounds."""
+        return self._width.widths(limit) if self.looks_up else (1,)
+
     @property
     def copies_responses(self) -> bool:
         """Whether earlier responses are drafted from."""
@@ -126,6 +130,8 @@ class Speculator:
             reference=_reference(sequence) if refers else (),
             sampling=sequence.sampling,
             most_drafts=drafts,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            stop_ids=sequence.stop_ids,
         )
 
     def loop_plan(self, sequences: SequenceOf[Sequence], limit: int) -> tuple[int, bool]:

@@ -344,7 +344,7 @@ def num_chains(depth: int) -> int:
 def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
     """The tile for x [num_rows, depth] and `width` outputs."""
     if num_rows > 256 and width >= 1024:
-        return Tile(128, 128, 64, 8, 3, True)
+        return Tile(128, 128, 128, 8, 3, True) if depth >= 4096 else Tile(128, 128, 64, 8, 4, True)
     if num_rows > 64:
         if width < 1 << 12:  # too few tiles to fill the device
             return Tile(32, 64, 64, 4, 4) if num_rows <= 128 else Tile(64, 64, 128, 4, 4, True)

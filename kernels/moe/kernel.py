@@ -460,11 +460,11 @@ def choose_tile(num_rows: int, k: int, num_experts: int, gated: bool) -> Tile:
         if gated:
             return Tile(16, 16, 128, 4, 3)
         return Tile(16, 64, 64, 4, 2) if per_expert <= 2 else Tile(16, 128, 64, 4, 4, True)
-    if per_expert <= 32:
+    if per_expert <= 16:
         return Tile(32, 64 if gated else 128, 64, 4, 4, True)
-    if per_expert <= 64:
-        return Tile(64, 64, 64, 4, 4, True)
-    return Tile(128, 64 if gated else 128, 64, 8, 3, True)
+    if gated and per_expert > 256:
+        return Tile(128, 64, 64, 8, 4, True)
+    return Tile(64, 64 if gated else 128, 64, 4, 4, True)
 
 
 def _launch_grouped(x: Tensor, weight: Tensor, k: int, groups: Groups, out: Tensor, gated: bool, tile: Tile) -> None:

@@ -165,13 +165,14 @@ def test_who_comes_and_goes_changes_nobody(
 
     told_more = variant("logprobs", asked[1], logprobs=1)
     penalised = variant("penalties", asked[4], presence_penalty=0.5, max_tokens=5)
+    edited = variant("edits", asked[1], frequency_penalty=0.4, repetition_penalty=1.3, logit_bias={7: 3.0, 9: -100.0})
     stopping = variant("stop", asked[0], stop_token_ids=(expected["0-0"].token_ids[5],))
     off = replace(asked[3], request_id="off", speculation=SpeculationParams(enabled=False))
-    arrivals = {0: asked[:3], 3: [*asked[3:5], stopping], 7: [told_more, off], 9: [penalised], 14: [asked[6]]}
+    arrivals = {0: asked[:3], 3: [*asked[3:5], stopping], 7: [told_more, off], 9: [penalised, edited], 14: [asked[6]]}
     for drafters in ((), DRAFTERS):
         found = run(llm(loaded, drafters=drafters), arrivals, aborts={5: "0-1"})
         alone = llm(loaded, max_batch=1, device_loop=False, prefix_cache=False)
-        for request in [*asked[:5], asked[6], told_more, stopping, off, penalised]:
+        for request in [*asked[:5], asked[6], told_more, stopping, off, penalised, edited]:
             whole = list(alone.generate([request])[0].token_ids)
             if request.request_id == "0-1":
                 assert found["0-1"] == whole[: len(found["0-1"])]
@@ -179,6 +180,60 @@ def test_who_comes_and_goes_changes_nobody(
             else:
                 assert found[request.request_id] == whole, request.request_id
     assert rounds
+
+
+EDITS: tuple[dict[str, Any], ...] = (
+    {"presence_penalty": 1.5, "frequency_penalty": 0.7},
+    {"repetition_penalty": 1.8},
+    {"logit_bias": {5: 4.0, 6: -2.5, 250: 100.0}},
+    {"min_tokens": 6},
+)
+
+
+@pytest.mark.parametrize("drafters", [(), DRAFTERS], ids=["plain", "drafted"])
+def test_edited_logits_need_no_host(loaded: assemble.LoadedModel, rounds: list[int], drafters: tuple[str, ...]) -> None:
+    """Penalties, biases and bans in one batch, at several temperatures; stops that are banned for a while."""
+    alone = llm(loaded, max_batch=1, device_loop=False, prefix_cache=False)
+    plain = {request.request_id: alone.generate([request])[0].token_ids for request in requests()}
+    asked = []
+    for index, request in enumerate(requests()):
+        edits = EDITS[index % len(EDITS)] | {"stop_token_ids": (plain[request.request_id][2],)}
+        asked.append(replace(request, sampling=replace(request.sampling, **edits)))
+    wanted = {request.request_id: alone.generate([request])[0] for request in asked}
+    told = [replace(request, prediction_ids=tuple(wanted[request.request_id].token_ids)) for request in asked]
+    assert not rounds
+    for fields in ({"max_batch": 3}, {"adaptive": False}):
+        for found in llm(loaded, drafters=drafters, **fields).generate(told):
+            assert content(found) == content(wanted[found.request_id]), found.request_id
+    assert len(rounds) > len(asked), "the loop ran"
+    assert len(wanted["0-0"].token_ids) < 9, "a stop token stops"
+    assert len(wanted["1-0"].token_ids) >= 6, "but not while it is banned"
+
+
+def test_more_biases_than_there_is_room_for_go_to_the_host(loaded: assemble.LoadedModel, rounds: list[int]) -> None:
+    request = requests()[1]
+    asked = replace(request, sampling=replace(request.sampling, logit_bias=dict.fromkeys(range(20, 90), 1.0)))
+    both = replace(request, sampling=replace(request.sampling, stop_token_ids=(9,), min_tokens=5, logit_bias={9: 2.0}))
+    alone = llm(loaded, max_batch=1, device_loop=False, prefix_cache=False)
+    for wish in (asked, both):
+        assert content(llm(loaded).generate([wish])[0]) == content(alone.generate([wish])[0])
+    assert not rounds
+
+
+def test_rounds_recorded_beforehand_change_nothing(
+    loaded: assemble.LoadedModel, expected: dict[str, Completion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at start-up on a GPU; on the CPU nothing is recorded, and the round runs once."""
+    if loaded.model.device.type == "cpu":
+        monkeypatch.setattr(DeviceLoop, "_capture", DeviceLoop._round)
+    engine = llm(loaded, drafters=DRAFTERS, max_batch=1)
+    loop = engine.engine._loop
+    assert loop is not None
+    widths = (1, 2, 4)
+    assert len(list(loop.prepare(widths, lookup=True))) == loop.num_prepared(widths)
+    for request in requests()[:4]:
+        assert content(engine.generate([request])[0]) == content(expected[request.request_id])
+    engine.engine.check()
 
 
 def test_preemption_changes_no_token(loaded: assemble.LoadedModel, rounds: list[int]) -> None:

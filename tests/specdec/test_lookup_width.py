@@ -70,3 +70,24 @@ def test_a_width_that_was_never_timed_is_compared_by_the_measured_one_beside_it(
 def test_limits_hold_and_without_adaption_they_are_used(most: int, limit: int, expected: int) -> None:
     assert WidthPolicy(costs(1.0), most, adaptive=False).choose(1, 100, limit) == expected
     assert settled(WidthPolicy(costs(0.01), most, True), True, 7, limit) <= expected
+
+
+def test_a_streak_widens_at_once_and_a_miss_narrows() -> None:
+    """Matches that are right by chance half the time, and always once they were right three times."""
+    policy = WidthPolicy(costs(0.3), most_nodes=64, adaptive=True)
+    for _ in range(60):
+        for right in (False, True, False, *[True] * 40):
+            policy.observe(outcome(1, found=True, accepted=0, guessed=right))
+        policy.observe(outcome(1, found=True, accepted=0, guessed=False))
+    assert policy.choose(1, 100, 8) <= 2, "after a miss"
+    for _ in range(4):
+        policy.observe(outcome(1, found=True, accepted=0, guessed=True))
+    assert policy.choose(1, 100, 8) == 8, "four right ones in a row"
+    policy.observe(outcome(8, found=True, accepted=3))
+    assert policy.choose(1, 100, 8) <= 2, "a draft that went wrong"
+
+
+def test_sequences_are_told_apart_as_long_as_they_are_the_same() -> None:
+    policy = WidthPolicy(costs(0.0), most_nodes=64, adaptive=True)
+    policy.observe(outcome(1, found=True, accepted=0, guessed=True))
+    assert policy.choose(2, 100, 8) == 8, "nothing is known of two sequences, whose rows cost nothing"
