@@ -13,12 +13,14 @@ from specdec.acceptance.registry import RULES
 from specdec.admission import Admission
 from specdec.cache.pool import KVPool, cache_dtype
 from specdec.config import EngineConfig
+from specdec.cost import CostTable
 from specdec.device_loop import DeviceLoop
 from specdec.draft_runner import DraftRunner
 from specdec.drafters.registry import DrafterResources, make_drafters
 from specdec.engine import Engine
 from specdec.errors import ConfigError
 from specdec.kernels.linear import uses_triton
+from specdec.lookup_width import WidthPolicy
 from specdec.metrics import EngineMetrics
 from specdec.models.base import Model
 from specdec.models.info import ModelInfo, describe
@@ -28,7 +30,7 @@ from specdec.planner import Planner
 from specdec.progress import NoProgress, Progress
 from specdec.runner import Runner
 from specdec.scheduler import Scheduler
-from specdec.selftest import SelfTest, check_rows, measure_costs
+from specdec.selftest import RoundCost, SelfTest, check_rows, measure_costs
 from specdec.speculation import Speculator
 from specdec.tokenizer import Tokenizer
 from specdec.tree import IntArray
@@ -72,7 +74,7 @@ class Assembled:
     dtype: str
     device: str
     self_test: SelfTest
-    costs: tuple[tuple[int, int, float], ...]  # (rows, context, seconds) as measured at start-up
+    costs: tuple[RoundCost, ...]  # as measured at start-up
 
 
 def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
@@ -132,9 +134,12 @@ def build(
     drafters = make_drafters(config, resources)
     names = tuple(drafter.name for drafter in drafters)
     planner = Planner(list(names), config.max_tree_nodes, config.adaptive, shape_only=not rule.per_seed)
-    for rows, context, seconds in costs:
-        planner.observe_cost(rows, context, seconds)
-    speculator = Speculator(drafters, planner, config, max_model_len)
+    device_costs = CostTable()
+    for cost in costs:
+        planner.observe_cost(cost.rows, cost.context, cost.seconds)
+        device_costs.observe(cost.rows, cost.context, cost.device_seconds)
+    width = WidthPolicy(device_costs, config.max_tree_nodes, config.adaptive)
+    speculator = Speculator(drafters, planner, width, config, max_model_len)
     runner.capture = speculator.hidden_layers
     scheduler = Scheduler(
         num_pages=num_pages,
@@ -256,7 +261,7 @@ def _device_loop(
 
 def _measure(
     runner: Runner, max_model_len: int, config: EngineConfig, scratch: IntArray, progress: Progress
-) -> tuple[SelfTest, tuple[tuple[int, int, float], ...]]:
+) -> tuple[SelfTest, tuple[RoundCost, ...]]:
     """The self-test, then the cost of rounds by rows and context."""
     rows = [n for n in _COST_ROWS if n <= config.max_tree_nodes]
     limit = min(max_model_len, runner.pool.num_pages * config.page_size) - config.max_tree_nodes

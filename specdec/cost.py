@@ -26,6 +26,7 @@ class CostTable:
         self._seconds = np.full((_NUM_CONTEXTS, len(ROW_BUCKETS)), np.nan)
         self._drawn = self._seconds.copy()  # what `_curves` were drawn from
         self._curves: dict[int, FloatArray] = {}
+        self._known: dict[tuple[int, int], float] = {}  # see `seconds_of`
 
     def observe(self, rows: int, context: int, seconds: float) -> None:
         """A round of `rows` rows, its longest context `context` tokens, took `seconds`."""
@@ -41,6 +42,14 @@ class CostTable:
         if not abs(self._seconds[bucket, column] / self._drawn[bucket, column] - 1) < _DRIFT:  # also where it is NaN
             self._drawn[:] = self._seconds
             self._curves.clear()
+            self._known.clear()
+
+    def seconds_of(self, rows: int, context: int) -> float:
+        """`seconds` of a single number of rows, for who asks every round."""
+        key = (rows, context_bucket(context))
+        if key not in self._known:
+            self._known[key] = float(self.seconds(np.array([rows]), context)[0])
+        return self._known[key]
 
     def seconds(self, rows: IntArray, context: int) -> FloatArray:
         """The expected seconds of rounds with so many rows; never less for more rows. All 1 before the first measurement."""

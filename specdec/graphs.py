@@ -215,6 +215,8 @@ class DeviceForward:
         self._windows = tuple(spec.window for spec in model.cache_specs)
         self._prepared: OrderedDict[tuple[Bucket, tuple[int, ...]], _Prepared] = OrderedDict()
         self._memory = torch.cuda.graph_pool_handle()
+        self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        self._timed = False
 
     def __call__(self, rows: RoundRows, wanted: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor]]:
         """Hidden states after the final norm, [rows of the bucket, E], and the output of the layers that are wanted.
@@ -227,6 +229,7 @@ class DeviceForward:
         prepared.host.fill(rows, self._pool.spare_slot)
         prepared.device_flat.copy_(prepared.host_flat, non_blocking=True)
         prepared.copied.record()
+        self._timed = bucket.rows <= GRAPH_ROWS
         if bucket.rows > GRAPH_ROWS:
             prepared.context.parts = Part.of(rows.segments)
             return self._run(prepared.context), prepared.context.captured
@@ -234,8 +237,17 @@ class DeviceForward:
             self._capture(prepared)
         assert prepared.graph is not None, "captured above"
         assert prepared.hidden_RE is not None, "captured above"
+        self._begin.record()
         prepared.graph.replay()
+        self._end.record()
         return prepared.hidden_RE, prepared.context.captured
+
+    def seconds(self) -> float | None:
+        """What the last call's graph took on the device; waits for it. None where kernels were launched one by one."""
+        if not self._timed:
+            return None
+        self._end.synchronize()
+        return float(self._begin.elapsed_time(self._end)) / 1e3
 
     def _run(self, context: DeviceContext) -> Tensor:
         return self._model.forward(context.tables.tokens_R, context)

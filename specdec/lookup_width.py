@@ -7,15 +7,19 @@ is as deep as its sequence's streak promises, and copying is told from chance wi
 
 from collections import Counter
 
-import numpy as np
-
 from specdec.cost import CostTable
 from specdec.loop_members import LoopRound
 
 _WIDTHS = (1, 2, 3, 4, 6, 8)
 _SMOOTHING = 0.04  # of one sequence in one round
 _TIME_SMOOTHING = 0.1
-_FIRST_SURVIVAL = 0.7  # of a draft behind a streak, before any was seen
+_FIRST_SURVIVAL = (
+    0.3,
+    0.5,
+    0.65,
+    0.75,
+    0.8,
+)  # by streak, before any was seen: a verified draft costs, a foretold token does not
 _FIRST_FOUND = (0.5, 0.95)
 _LONGEST_STREAK = 12  # longer ones are no surer
 _MARGIN = 1.02  # by so much a wider round must promise to be better
@@ -25,7 +29,7 @@ class WidthPolicy:
     """Expected tokens per second of every width; the best is taken.
 
     Args:
-        costs: of rounds of rows that differ, for widths that were not timed yet.
+        costs: what the device takes for rows that differ, for widths that were not timed yet.
         most_nodes: the most rows of a sequence.
         adaptive: False always takes the most.
     """
@@ -35,7 +39,8 @@ class WidthPolicy:
         self._most = most_nodes
         self._adaptive = adaptive
         self._found = list(_FIRST_FOUND)  # share of rounds in which a sequence has a match, without a streak and in one
-        self._survival = [_FIRST_SURVIVAL] * (_LONGEST_STREAK + 1)  # by how many tokens a match foretold in a row
+        first = [*_FIRST_SURVIVAL, *_FIRST_SURVIVAL[-1:] * (_LONGEST_STREAK + 1 - len(_FIRST_SURVIVAL))]
+        self._survival = first  # by how many tokens a match foretold in a row
         self._streaks: list[int] = []  # of each sequence
         self._seconds: dict[tuple[int, int], float] = {}  # of a round, by sequences and width
 
@@ -100,7 +105,7 @@ class WidthPolicy:
         return 1.0 + reached
 
     def _time(self, num_sequences: int, width: int, context: int) -> float:
-        """Seconds, measured or by the measured width next to it; the costs alone are of rounds that the host lays out."""
+        """Seconds, measured or by the measured width next to it."""
         timed = [known for known in _WIDTHS if (num_sequences, known) in self._seconds]
         if not timed:
             return self._estimate(num_sequences, width, context)
@@ -115,4 +120,4 @@ class WidthPolicy:
         in_streak = sum(streak > 0 for streak in self._streaks) / max(len(self._streaks), 1)
         found = self._found[0] + in_streak * (self._found[1] - self._found[0])
         rows = round(num_sequences * (1 + found * (width - 1)))
-        return float(self._costs.seconds(np.array([rows]), context)[0])
+        return self._costs.seconds_of(rows, context)

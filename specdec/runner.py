@@ -51,6 +51,10 @@ class Runner:
         """Where the rows are computed."""
         return self.pool.device
 
+    def device_seconds(self) -> float | None:
+        """What the layers of the last round took on a device that the host runs ahead of; None where nothing tells."""
+        return self._on_device.seconds() if self._on_device is not None else None
+
     @torch.inference_mode()
     def forward(self, rows: RoundRows) -> RunnerOutput:
         """Compute every row; their keys and values are in the pool afterwards."""

@@ -97,10 +97,20 @@ def _run(runner: Runner, chunk: IntArray, tree: DraftTree | None, num_cached: in
     return logits if logits is not None else torch.empty(0)
 
 
+@dataclass(frozen=True, slots=True)
+class RoundCost:
+    """A round of `rows` rows, its longest context `context` tokens: median seconds that it took, and its device alone."""
+
+    rows: int
+    context: int
+    seconds: float
+    device_seconds: float
+
+
 def measure_costs(
     runner: Runner, row_counts: Sequence[int], contexts: Sequence[int], scratch: IntArray, repeats: int = 3
-) -> Iterator[tuple[int, int, float]]:
-    """Time verification: yields (rows, context in tokens, median seconds).
+) -> Iterator[RoundCost]:
+    """Time verification.
 
     The history's values do not matter for the time; whatever lies in the pages is read. The rows' tokens do: a mixture of
     experts is the dearer the more experts they visit, so they are drawn at random, anew for each repeat.
@@ -108,11 +118,13 @@ def measure_costs(
     draws = np.random.default_rng(1)
     for context in contexts:
         for rows in row_counts:
-            seconds = []
+            taken = []
             for _ in range(repeats):
                 tokens = draws.integers(0, runner.model.config.vocab_size, rows)
                 tree = DraftTree.chain(int(tokens[0]), tokens[1:], 0)
                 started = time.perf_counter()
                 _run(runner, _NO_TOKENS, tree, context, scratch).argmax(-1).tolist()
-                seconds.append(time.perf_counter() - started)
-            yield rows, context, statistics.median(seconds)
+                seconds = time.perf_counter() - started
+                taken.append((seconds, runner.device_seconds() or seconds))
+            medians = [statistics.median(each) for each in zip(*taken, strict=True)]
+            yield RoundCost(rows, context, *medians)

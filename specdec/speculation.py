@@ -46,17 +46,25 @@ class Speculator:
     Args:
         drafters: in order of precedence where they propose the same path.
         planner: decides how much of a tree is verified.
+        width: decides how many rows a sequence brings where rounds run without the host.
         config: the limits of a tree.
         max_model_len: positions a sequence may take.
     """
 
-    def __init__(self, drafters: SequenceOf[Drafter], planner: Planner, config: EngineConfig, max_model_len: int) -> None:
+    def __init__(
+        self,
+        drafters: SequenceOf[Drafter],
+        planner: Planner,
+        width: WidthPolicy,
+        config: EngineConfig,
+        max_model_len: int,
+    ) -> None:
         self.drafters = tuple(drafters)
         self._planner = planner
         self._config = config
         self._max_model_len = max_model_len
         self._names = tuple(drafter.name for drafter in self.drafters)
-        self._width = WidthPolicy(planner.costs, config.max_tree_nodes, config.adaptive)
+        self._width = width
 
     @property
     def looks_up(self) -> bool:

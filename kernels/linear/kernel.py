@@ -351,6 +351,10 @@ def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
         return Tile(128, 64, 64, 8, 4, True) if num_rows <= 128 else Tile(128, 128, 64, 8, 4, True)
     m = triton.next_power_of_2(num_rows)
     part = depth // num_chains(depth)
+    if m <= 16 and part <= 256 and not (m == 16 and width >= 1 << 15):
+        return Tile(m, 32 if 2048 <= width < 1 << 15 else 16, max(16, triton.next_power_of_2(part)), 4, 1)
+    if m <= 4 and part <= 512 and width <= 1024:
+        return Tile(m, 16, triton.next_power_of_2(part), 4, 1)
     if width <= 8192 and ((m == 1 and part <= 1024) or (m <= 4 and part == 1024)):
         # one wave of programs that hold all of their weights in registers before the predecessor has ended
         return Tile(m, 16 if width > 4096 and part <= 512 else 8, max(16, triton.next_power_of_2(part)), 4, 1)

@@ -23,6 +23,7 @@ from specdec.kernels.linear.kernel import overlaps
 TILE = 64
 _FILLED = 256  # programs
 _FEW_SPLITS = 16
+_ONE_WAVE = 256
 _CHANGING = ["P", "D"]  # from round to round; a variant for each of their divisors would take a second to compile
 
 
@@ -589,7 +590,7 @@ def choose_plan(num_rows: int, num_sequences: int, kv_heads: int, block_group: i
     per_sequence = num_rows // max(1, num_sequences)
     if per_sequence > 64 or (per_sequence >= 16 and num_rows >= 512):
         return Plan(max(2, 128 // block_group), 8, 2, True)
-    if per_sequence >= 8 and block_group < 16:
+    if per_sequence >= 8 and block_group < 16 and num_rows * kv_heads * splits > _ONE_WAVE:
         return Plan(max(2, 16 // block_group), 4, 2, False)
     if num_rows <= 2 or block_dim > 128:
         return Plan(1, 8, 1, False, pairs=num_rows <= 2 and block_dim <= 128)

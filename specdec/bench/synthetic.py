@@ -198,11 +198,8 @@ def _beside_plain(speeds: dict[str, list[float]]) -> dict[str, Any]:
 def _costs(llm: LLM) -> list[dict[str, Any]]:
     """What the engine measured at its start: a round of a chain, host included."""
     costs = llm.assembled.costs
-    one = {context: seconds for count, context, seconds in costs if count == 1}
-    return [
-        {"rows": count, "context": context, "seconds": seconds, "over_one_row": seconds / one[context]}
-        for count, context, seconds in costs
-    ]
+    one = {cost.context: cost.seconds for cost in costs if cost.rows == 1}
+    return [asdict(cost) | {"over_one_row": cost.seconds / one[cost.context]} for cost in costs]
 
 
 def shape_request(name: str, prompt: int, tokens: int, seed: int, vocab_size: int) -> Request:

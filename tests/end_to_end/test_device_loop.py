@@ -266,7 +266,7 @@ def test_a_failing_round_fails_its_requests_and_no_others(
     engine = llm(loaded)
     outputs: list[RequestOutput] = []
     with monkeypatch.context() as broken:
-        broken.setattr(DeviceLoop, "_round", lambda *_: 1 / 0)
+        broken.setattr(DeviceLoop, "enqueue", lambda *_: 1 / 0)
         engine.engine.submit(requests()[0], outputs.append)
         while engine.engine.step():
             pass
