@@ -113,6 +113,7 @@ class DeviceLoop:
         self._truncated = False
         self._underway: deque[_Underway] = deque()
         self._graphs: OrderedDict[_Key, torch.cuda.CUDAGraph] = OrderedDict()
+        self._seen: set[_Key] = set()
         self._memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     @property
@@ -143,7 +144,13 @@ class DeviceLoop:
                 self._pages = np.full((1, pages), -1, np.int64)
                 self._page_table().zero_()
                 for width in widths:
-                    self._record(self._key(width, lookup))
+                    key = self._key(width, lookup)
+                    lengths_S, turns_1 = self._lengths_S.clone(), self._turns_1.clone()
+                    self._round(key)  # compiles
+                    self._lengths_S.copy_(lengths_S)
+                    self._turns_1.copy_(turns_1)
+                    if self._pool.device.type == "cuda":
+                        self._record(key)
                     yield
         self._rows = []
 
@@ -220,7 +227,7 @@ class DeviceLoop:
         before = done = None
         if self._pool.device.type == "cuda":
             before = self._underway[-1].done if self._underway and key in self._graphs else None
-            self._replay(key)
+            self._launch(key)
             done = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             done.record()
         else:
@@ -326,31 +333,26 @@ class DeviceLoop:
         size, num_pages = self._pages.shape
         return _Key(size, width, num_pages, lookup, self._truncated, self._edits.biased, self._edits.penalised)
 
-    def _replay(self, key: _Key) -> None:
-        self._record(key)
-        self._graphs.move_to_end(key)
-        self._graphs[key].replay()
+    def _launch(self, key: _Key) -> None:
+        """As a graph from the second time on: a shape that comes once is not worth one."""
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            self._graphs[key].replay()
+        elif key in self._seen:
+            self._record(key)
+            self._graphs[key].replay()
+        else:
+            self._seen.add(key)
+            self._round(key)
 
     def _record(self, key: _Key) -> None:
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(key)
-            if len(self._graphs) > _MOST_GRAPHS:
-                self._graphs.popitem(last=False)
-
-    def _capture(self, key: _Key) -> torch.cuda.CUDAGraph:
-        """Run once, which compiles kernels, take that back, and record."""
-        lengths_S, turns_1 = self._lengths_S.clone(), self._turns_1.clone()
-        stream = torch.cuda.Stream(self._pool.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._round(key)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._lengths_S.copy_(lengths_S)
-        self._turns_1.copy_(turns_1)
+        """Its kernels are compiled."""
         graph = torch.cuda.CUDAGraph()
         with recording(graph, self._memory):
             self._round(key)
-        return graph
+        self._graphs[key] = graph
+        if len(self._graphs) > _MOST_GRAPHS:
+            self._graphs.popitem(last=False)
 
     def _page_bucket(self, size: int, count: int) -> int:
         """Room to grow in, so that few graphs serve all lengths; few sequences hardly notice splits that are not there."""

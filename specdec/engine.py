@@ -177,7 +177,10 @@ class Engine:
         for turn in turns:
             self._start(turn.sequence)
         ready = [turn.sequence for turn in turns if turn.has_tree]
-        drafts = self._speculator.propose(ready, other_rows=sum(turn.num_chunk for turn in turns))
+        prompt_rows = sum(turn.num_chunk for turn in turns)
+        # rounds that read a prompt come in so many shapes that drafts would cost more graphs than they save rounds
+        waiting = {s.request_id for s in ready if prompt_rows and self._may_loop(s)}
+        drafts = self._speculator.propose(ready, prompt_rows, waiting)
         specs, drafts = lay_out(turns, drafts, self._scheduler, self._scratch)
         rows = build_rows(specs, self._scheduler.page_size, self._runner.device)
         sampling = self._sampling(ready)
@@ -220,16 +223,23 @@ class Engine:
         loop = self._loop
         if loop is None or len(ready) > loop.max_sequences:
             return False
-        for sequence in ready:
-            # a logprob is told by the host
-            alone = sequence.sampling.logprobs is None and fits(sequence.sampling, sequence.stop_ids)
-            if not alone or not self._speculator.can_loop(sequence) or sequence.request_id in self._kept_out:
-                return False
+        if not all(map(self._may_loop, ready)):
+            return False
         for sequence in ready:
             self._start(sequence)
         loop.start([self._speculator.member(sequence) for sequence in ready], max(len(s.pages) for s in ready))
         self._in_loop = ready
         return True
+
+    def _may_loop(self, sequence: Sequence) -> bool:
+        """Whether the device alone can decode a sequence. A logprob is told by the host."""
+        alone = sequence.sampling.logprobs is None and fits(sequence.sampling, sequence.stop_ids)
+        return (
+            self._loop is not None
+            and alone
+            and self._speculator.can_loop(sequence)
+            and sequence.request_id not in self._kept_out
+        )
 
     def _ends_within(self, sequence: Sequence, rounds: int) -> bool:
         """Whether its last token is underway for certain."""

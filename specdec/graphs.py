@@ -1,8 +1,8 @@
 """The forward pass on a GPU: a round's tables in one transfer, one CUDA graph per bucket of shapes.
 
 A round is padded to its bucket. Padding rows repeat the round's last row, whose experts are read anyway, and write to a slot
-that nobody reads; so they cost next to nothing and, rows being independent, change nothing. Rounds of more than `GRAPH_ROWS`
-rows are launched kernel by kernel.
+that nobody reads; so they cost next to nothing and, rows being independent, change nothing. A bucket is recorded when it comes
+for the second time; before that, and where there are more than `GRAPH_ROWS` rows, rounds are launched kernel by kernel.
 """
 
 import gc
@@ -197,6 +197,7 @@ class _Prepared:
     host: Tables
     context: DeviceContext
     copied: torch.cuda.Event  # after the last transfer from `host`
+    seen: bool = False  # ran before, so that its kernels are compiled
     graph: torch.cuda.CUDAGraph | None = None
     hidden_RE: Tensor | None = None
 
@@ -229,21 +230,24 @@ class DeviceForward:
         prepared.host.fill(rows, self._pool.spare_slot)
         prepared.device_flat.copy_(prepared.host_flat, non_blocking=True)
         prepared.copied.record()
-        self._timed = bucket.rows <= GRAPH_ROWS
-        if bucket.rows > GRAPH_ROWS:
-            prepared.context.parts = Part.of(rows.segments)
+        # a bucket that comes once is not worth a graph
+        self._timed = bucket.rows <= GRAPH_ROWS and prepared.seen
+        if not self._timed:
+            prepared.seen = True
+            prepared.context.parts = Part.of(rows.segments) if bucket.rows > GRAPH_ROWS else ()
             return self._run(prepared.context), prepared.context.captured
         if prepared.graph is None:
-            self._capture(prepared)
-        assert prepared.graph is not None, "captured above"
-        assert prepared.hidden_RE is not None, "captured above"
+            prepared.graph = torch.cuda.CUDAGraph()
+            with recording(prepared.graph, self._memory):
+                prepared.hidden_RE = self._run(prepared.context)
+        assert prepared.hidden_RE is not None, "recorded above"
         self._begin.record()
         prepared.graph.replay()
         self._end.record()
         return prepared.hidden_RE, prepared.context.captured
 
     def seconds(self) -> float | None:
-        """What the last call's graph took on the device; waits for it. None where kernels were launched one by one."""
+        """What the last call's graph took on the device; waits for it. None where it was launched kernel by kernel."""
         if not self._timed:
             return None
         self._end.synchronize()
@@ -268,18 +272,6 @@ class DeviceForward:
                 self._prepared.popitem(last=False)
         self._prepared.move_to_end(key)
         return self._prepared[key]
-
-    def _capture(self, prepared: _Prepared) -> None:
-        """Run once, which compiles kernels, then record. Both compute the round that the tables hold."""
-        stream = torch.cuda.Stream(self._pool.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._run(prepared.context)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with recording(graph, self._memory):
-            prepared.hidden_RE = self._run(prepared.context)
-        prepared.graph = graph
 
 
 @contextmanager

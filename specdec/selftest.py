@@ -108,7 +108,7 @@ class RoundCost:
 
 
 def measure_costs(
-    runner: Runner, row_counts: Sequence[int], contexts: Sequence[int], scratch: IntArray, repeats: int = 3
+    runner: Runner, row_counts: Sequence[int], contexts: Sequence[int], scratch: IntArray, repeats: int = 5
 ) -> Iterator[RoundCost]:
     """Time verification.
 

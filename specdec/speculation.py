@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence as SequenceOf
+from collections.abc import Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -97,17 +98,18 @@ class Speculator:
         for drafter in self.drafters:
             drafter.release(sequence.request_id, finished)
 
-    def propose(self, sequences: SequenceOf[Sequence], other_rows: int) -> list[Draft]:
+    def propose(self, sequences: SequenceOf[Sequence], other_rows: int, waiting: Set[str] = frozenset()) -> list[Draft]:
         """One tree per sequence, each at least its root.
 
         Args:
             sequences: those whose next token is due.
             other_rows: prompt rows that the round computes anyway.
+            waiting: request ids of those that get no more.
         """
         drafts = [Draft(DraftTree.root(sequence.tokens[-1])) for sequence in sequences]
         if not sequences or not self.drafters:
             return drafts
-        contexts = self._contexts(sequences)
+        contexts = self._contexts(sequences, waiting)
         for index, found in self._ask(sequences, contexts).items():
             drafts[index] = _join(found)
         context = max(len(sequence.tokens) for sequence in sequences)
@@ -166,7 +168,7 @@ class Speculator:
             return _NO_DRAFTS
         return DraftTree.chain(root, drafts, self._names.index(_LOOKUP[Origin(origin)]))
 
-    def _contexts(self, sequences: SequenceOf[Sequence]) -> dict[int, DraftContext]:
+    def _contexts(self, sequences: SequenceOf[Sequence], waiting: Set[str]) -> dict[int, DraftContext]:
         """What each sequence may be drafted, by its index; those that may not or need not are left out."""
         contexts = {}
         for index, sequence in enumerate(sequences):
@@ -176,7 +178,7 @@ class Speculator:
                 sequence.sampling.max_tokens - sequence.num_output_tokens - 1,
                 self._max_model_len - len(sequence.tokens),
             )
-            if not wish.enabled or depth < 1:
+            if not wish.enabled or depth < 1 or sequence.request_id in waiting:
                 continue
             budget = self._planner.budget(sequence.request_id, len(sequences), len(sequence.tokens))
             nodes = min(self._config.max_tree_nodes, budget, wish.max_nodes or budget)
