@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
-import numpy as np
-
 from specdec.acceptance.base import AcceptanceRule
 from specdec.admission import Admission
 from specdec.batch import RoundRows, build_rows
@@ -278,12 +276,12 @@ class Engine:
             if not outcome.sound[index]:
                 self._kept_out.add(sequence.request_id)
                 continue
-            num_cached = len(sequence.tokens) + int(accepted[index])
-            tree = self._speculator.looked_up(sequence.tokens[-1], outcome.drafts[index], int(outcome.origins[index]))
+            num_cached = len(sequence.tokens) + accepted[index]
             emission = emit(sequence, outcome.emitted[index])
             self._scheduler.commit(sequence, min(num_cached, len(sequence.tokens) - 1))
-            self._speculator.observe_looked_up(sequence, tree, np.arange(1 + accepted[index]), emission.token_ids)
-            self.metrics.on_tokens(sequence, len(emission.token_ids), tree, int(accepted[index]))
+            drafted, origin = outcome.drafted[index], int(outcome.origins[index])
+            self._speculator.observe_looked_up(sequence, drafted, accepted[index], origin, emission.token_ids)
+            self.metrics.on_tokens(sequence, len(emission.token_ids), drafted, accepted[index])
             self._deliver(sequence, output(sequence, emission, []))
         if not outcome.sound.all():
             self._leave_loop()
@@ -347,7 +345,7 @@ class Engine:
             hidden = result.hidden_RC[rows.tree.rows_T[outcome.rows]] if result.hidden_RC is not None else None
             observation = Observation(request_id=sequence.request_id, emitted=emission.token_ids, hidden=hidden)
             self._speculator.observe(sequence, draft, outcome.path, observation)
-            self.metrics.on_tokens(sequence, len(emission.token_ids), draft.tree, len(outcome.path) - 1)
+            self.metrics.on_tokens(sequence, len(emission.token_ids), len(draft.tree) - 1, len(outcome.path) - 1)
             self._deliver(sequence, output(sequence, emission, logprobs[index]))
 
     def _deliver(self, sequence: Sequence, result: RequestOutput) -> None:

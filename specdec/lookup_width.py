@@ -57,13 +57,14 @@ class WidthPolicy:
             context: tokens of the longest one.
             limit: the most that there is room for.
         """
+        widths = self.widths(limit)
         if not self._adaptive:
-            return min(self._most, limit)
-        streaks = Counter(self._streaks if len(self._streaks) == num_sequences else [0] * num_sequences)
+            return widths[0]
+        streaks = self._streaks if len(self._streaks) == num_sequences else [0] * num_sequences
+        reached = self._reached(Counter(streaks), widths[-1] - 1)
         best, best_rate = 1, 0.0
-        for width in self.widths(limit):
-            tokens = sum(count * self._expected(streak, width) for streak, count in streaks.items())
-            rate = tokens / self._time(num_sequences, width, context)
+        for width in widths:
+            rate = (num_sequences + reached[width - 1]) / self._time(num_sequences, width, context)
             if rate > best_rate * (_MARGIN if best_rate else 1.0):
                 best, best_rate = width, rate
         return best
@@ -76,8 +77,8 @@ class WidthPolicy:
             zip(
                 outcome.found.tolist(),
                 outcome.guessed.tolist(),
-                outcome.accepted.tolist(),
-                outcome.drafted.tolist(),
+                outcome.accepted,
+                outcome.drafted,
                 strict=True,
             )
         ):
@@ -96,23 +97,27 @@ class WidthPolicy:
         known = self._seconds.setdefault(key, seconds)
         self._seconds[key] = known + _TIME_SMOOTHING * (min(seconds, 2 * known) - known)
 
-    def _expected(self, streak: int, width: int) -> float:
-        """Tokens of a sequence in a round."""
-        reached, chance = 0.0, self._found[streak > 0]
-        for depth in range(width - 1):
-            chance *= self._survival[min(streak + depth, _LONGEST_STREAK)]
-            reached += chance
-        return 1.0 + reached
+    def _reached(self, streaks: Counter[int], depth: int) -> list[float]:
+        """Drafts that are expected to be right, of all sequences together, by how many each brings."""
+        totals = [0.0] * (depth + 1)
+        for streak, count in streaks.items():
+            chance, total = count * self._found[streak > 0], 0.0
+            for level in range(depth):
+                chance *= self._survival[min(streak + level, _LONGEST_STREAK)]
+                total += chance
+                totals[level + 1] += total
+        return totals
 
     def _time(self, num_sequences: int, width: int, context: int) -> float:
         """Seconds, measured or by the measured width next to it."""
+        own = self._seconds.get((num_sequences, width))
+        if own is not None:
+            return own
         timed = [known for known in _WIDTHS if (num_sequences, known) in self._seconds]
         if not timed:
             return self._estimate(num_sequences, width, context)
         nearest = min(timed, key=lambda known: abs(known - width))
         seconds = self._seconds[num_sequences, nearest]
-        if nearest == width:
-            return seconds
         return seconds * self._estimate(num_sequences, width, context) / self._estimate(num_sequences, nearest, context)
 
     def _estimate(self, num_sequences: int, width: int, context: int) -> float:

@@ -37,14 +37,14 @@ class Member:
 class LoopRound:
     """What a round told, on the host; one entry per member, in order.
 
-    emitted: tokens that follow the root: the accepted drafts, then the target's own. drafts: those that were verified.
+    emitted: tokens that follow the root: the accepted drafts, then the target's own. drafted: how many were verified.
     sound: False where the round must be run again by the host. found, guessed: see `Told`. origins: see `Origin`.
     seconds: what it took; None unless it followed another round at once.
     """
 
     width: int
     emitted: list[list[int]]
-    drafts: list[list[int]]
+    drafted: list[int]
     sound: BoolArray
     found: BoolArray
     guessed: BoolArray
@@ -52,33 +52,23 @@ class LoopRound:
     seconds: float | None
 
     @property
-    def accepted(self) -> IntArray:
-        """int64: accepted drafts of each member."""
-        return np.array([len(tokens) - 1 for tokens in self.emitted], np.int64)
-
-    @property
-    def drafted(self) -> IntArray:
-        """int64: verified drafts of each member."""
-        return np.array([len(tokens) for tokens in self.drafts], np.int64)
+    def accepted(self) -> list[int]:
+        """Accepted drafts of each member."""
+        return [len(tokens) - 1 for tokens in self.emitted]
 
     @staticmethod
     def read(told: IntArray, width: int, seconds: float | None = None) -> "LoopRound":
         """From what `commit_chains` tells, int64 [members, len(Told) + 2 * width]."""
-        columns, tokens, chosen = np.split(told, [len(Told), len(Told) + width], axis=1)
-        counts = zip(columns[:, Told.ACCEPTED].tolist(), columns[:, Told.DRAFTED].tolist(), strict=True)
-        emitted, drafts = [], []
-        for (accepted, drafted), mine, target in zip(counts, tokens.tolist(), chosen.tolist(), strict=True):
-            emitted.append(target[: accepted + 1])
-            drafts.append(mine[1 : drafted + 1])
-        flags = columns != 0
+        rows, own = told.tolist(), len(Told) + width  # where the target's own tokens begin
+        flags = told[:, : len(Told)] != 0
         return LoopRound(
             width=width,
-            emitted=emitted,
-            drafts=drafts,
+            emitted=[row[own : own + row[Told.ACCEPTED] + 1] for row in rows],
+            drafted=[row[Told.DRAFTED] for row in rows],
             sound=flags[:, Told.SOUND],
             found=flags[:, Told.FOUND],
             guessed=flags[:, Told.GUESSED],
-            origins=columns[:, Told.ORIGIN],
+            origins=told[:, Told.ORIGIN],
             seconds=seconds,
         )
 

@@ -6,7 +6,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from specdec.request import FinishReason
 from specdec.sequence import Sequence
-from specdec.tree import DraftTree
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -68,16 +67,16 @@ class EngineMetrics:
         self._prompt_tokens.inc(sequence.num_prompt_tokens)
         self._cached_tokens.inc(sequence.num_prefix_hits)
 
-    def on_tokens(self, sequence: Sequence, num_tokens: int, tree: DraftTree, num_accepted: int) -> None:
-        """A round verified `tree` for a request and emitted `num_tokens`; drafts accepted past its end do not count."""
+    def on_tokens(self, sequence: Sequence, num_tokens: int, num_drafts: int, num_accepted: int) -> None:
+        """A round verified drafts of a request and emitted `num_tokens`; drafts accepted past its end do not count."""
         num_accepted = min(num_accepted, num_tokens)
         self._generated.inc(num_tokens)
         if sequence.first_token_at is None and num_tokens:
             sequence.first_token_at = time.monotonic()
             self._first_token.observe(sequence.first_token_at - sequence.arrival)
-        if len(tree) > 1:
+        if num_drafts:
             self._drafts.inc()
-            self._draft_tokens.inc(len(tree) - 1)
+            self._draft_tokens.inc(num_drafts)
             self._accepted.inc(num_accepted)
             for position in range(num_accepted):
                 self._accepted_at.labels(self._model, str(position)).inc()

@@ -21,7 +21,6 @@ from specdec.request import SpeculationStats
 from specdec.sequence import Sequence
 from specdec.tree import NO_DRAFTER, DraftTree, IntArray, merge
 
-_NO_DRAFTS = DraftTree.root(0)  # of rounds that many plain sequences share; nobody asks for its token
 # the drafters that the device's own lookup stands in for, by where it finds a match
 _LOOKUP = {Origin.HISTORY: "ngram", Origin.REFERENCE: "prediction", Origin.CORPUS: "suffix"}
 
@@ -157,16 +156,21 @@ class Speculator:
         if outcome.seconds is not None:
             self._width.observe_seconds(len(outcome.emitted), outcome.width, outcome.seconds)
 
-    def observe_looked_up(self, sequence: Sequence, draft: DraftTree, kept: IntArray, emitted: SequenceOf[int]) -> None:
-        """What became of a sequence's draft in a round of the device loop; the planner's trees are not concerned."""
-        count(sequence.stats, draft, kept[: 1 + len(emitted)], self._names)
-        self.tell(Observation(request_id=sequence.request_id, emitted=emitted))
+    def observe_looked_up(self, sequence: Sequence, drafted: int, accepted: int, origin: int, emitted: SequenceOf[int]) -> None:
+        """What became of a sequence's draft in a round of the device loop; the planner's trees are not concerned.
 
-    def looked_up(self, root: int, drafts: list[int], origin: int) -> DraftTree:
-        """A chain that the device drafted, as the drafter's that it stands in for."""
-        if not drafts:
-            return _NO_DRAFTS
-        return DraftTree.chain(root, drafts, self._names.index(_LOOKUP[Origin(origin)]))
+        Args:
+            sequence: whose.
+            drafted, accepted: drafts, of one chain.
+            origin: see `Origin`; it tells the drafter that the device stood in for.
+            emitted: tokens that the sequence kept.
+        """
+        accepted = min(accepted, len(emitted))
+        count_steps(sequence.stats, drafted, drafted, accepted)
+        if drafted:
+            name = _LOOKUP[Origin(origin)]
+            count_source(sequence.stats, name, drafted, accepted)
+        self.tell(Observation(request_id=sequence.request_id, emitted=emitted))
 
     def _contexts(self, sequences: SequenceOf[Sequence], waiting: Set[str]) -> dict[int, DraftContext]:
         """What each sequence may be drafted, by its index; those that may not or need not are left out."""
@@ -257,23 +261,34 @@ def _at_most(draft: Draft, max_nodes: int) -> Draft:
 
 def count(stats: SpeculationStats, tree: DraftTree, path: IntArray, names: SequenceOf[str]) -> None:
     """Add one verified tree to a request's statistics."""
-    stats.num_steps += 1
-    if len(tree) == 1:
-        stats.accepted_histogram[0] += 1
-        return
     accepted, depth = len(path) - 1, int(tree.depths().max())
-    stats.num_draft_tokens += len(tree) - 1
-    stats.num_accepted_tokens += accepted
+    count_steps(stats, len(tree) - 1, depth, accepted)
+    found, kept = tree.sources[1:], tree.sources[path[1:]]
+    for source in set(found.tolist()):
+        count_source(stats, names[source], int((found == source).sum()), int((kept == source).sum()))
+
+
+def count_steps(stats: SpeculationStats, drafted: int, depth: int, accepted: int) -> None:
+    """Add a verification of so many drafts, `depth` of them on the longest path."""
+    stats.num_steps += 1
     _extend(stats.accepted_histogram, accepted + 1)
     stats.accepted_histogram[accepted] += 1
+    if not drafted:
+        return
+    stats.num_draft_tokens += drafted
+    stats.num_accepted_tokens += accepted
     _extend(stats.drafted_by_depth, depth)
     _extend(stats.accepted_by_depth, depth)
     for level in range(depth):
         stats.drafted_by_depth[level] += 1
         stats.accepted_by_depth[level] += level < accepted
-    for counts, nodes in ((stats.drafted_by_drafter, tree.sources[1:]), (stats.accepted_by_drafter, tree.sources[path[1:]])):
-        for source in nodes.tolist():
-            counts[names[source]] = counts.get(names[source], 0) + 1
+
+
+def count_source(stats: SpeculationStats, name: str, drafted: int, accepted: int) -> None:
+    """Add a drafter's part of a verification."""
+    for counts, number in ((stats.drafted_by_drafter, drafted), (stats.accepted_by_drafter, accepted)):
+        if number:
+            counts[name] = counts.get(name, 0) + number
 
 
 def _extend(counts: list[int], length: int) -> None:

@@ -205,7 +205,7 @@ def test_edited_logits_need_no_host(loaded: assemble.LoadedModel, rounds: list[i
     for fields in ({"max_batch": 3}, {"adaptive": False}):
         for found in llm(loaded, drafters=drafters, **fields).generate(told):
             assert content(found) == content(wanted[found.request_id]), found.request_id
-    assert len(rounds) > len(asked), "the loop ran"
+    assert rounds, "the loop ran"
     assert len(wanted["0-0"].token_ids) < 9, "a stop token stops"
     assert len(wanted["1-0"].token_ids) >= 6, "but not while it is banned"
 

@@ -25,7 +25,6 @@ from specdec.output import emit, output
 from specdec.request import FinishReason, Request, RequestOutput, SpeculationStats, TokenLogprob
 from specdec.sequence import Sequence, Sink
 from specdec.tokenizer import TextStream, Tokenizer
-from specdec.tree import DraftTree
 
 Client = TestClient[Any, Any]
 Start = Callable[..., Awaitable[Client]]
@@ -183,7 +182,7 @@ class FakeEngine:
         emission = emit(sequence, said)
         wanted = sequence.sampling.logprobs
         logprobs = [logprob(token, wanted) for token in emission.token_ids] if wanted is not None else []
-        self.metrics.on_tokens(sequence, len(emission.token_ids), DraftTree.chain(0, said, 0), max(0, len(said) - 1))
+        self.metrics.on_tokens(sequence, len(emission.token_ids), len(said), max(0, len(said) - 1))
         self._finish(running, output(sequence, emission, logprobs))
 
     def _finish(self, running: _Running, result: RequestOutput) -> None:

@@ -14,7 +14,7 @@ def outcome(width: int, found: bool, accepted: int, guessed: bool | None = None)
     return LoopRound(
         width=width,
         emitted=[[1] * (min(accepted, drafted) + 1)],
-        drafts=[[1] * drafted],
+        drafted=[drafted],
         sound=np.ones(1, np.bool_),
         found=np.array([found]),
         guessed=np.array([accepted > 0 if guessed is None else guessed]),

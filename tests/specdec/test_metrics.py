@@ -1,12 +1,10 @@
 """The counters, as a scraper reads them."""
 
-import numpy as np
 from prometheus_client import generate_latest
 
 from specdec.metrics import EngineMetrics
 from specdec.request import FinishReason, Request, SamplingParams
 from specdec.sequence import Sequence
-from specdec.tree import DraftTree
 
 
 def test_counters_follow_a_request() -> None:
@@ -22,11 +20,9 @@ def test_counters_follow_a_request() -> None:
     metrics.on_schedule(num_running=1, num_waiting=2, cache_usage=0.25, num_preemptions=3)
     metrics.on_schedule(num_running=1, num_waiting=2, cache_usage=0.25, num_preemptions=4)
     metrics.on_start(sequence)
-    metrics.on_tokens(sequence, 3, DraftTree.chain(3, np.array([4, 5, 6, 7]), 0), num_accepted=2)
-    metrics.on_tokens(sequence, 1, DraftTree.root(6), num_accepted=0)
-    metrics.on_tokens(
-        sequence, 1, DraftTree.chain(7, np.array([8, 9]), 0), num_accepted=2
-    )  # the first of them ends the request
+    metrics.on_tokens(sequence, 3, 4, num_accepted=2)
+    metrics.on_tokens(sequence, 1, 0, num_accepted=0)
+    metrics.on_tokens(sequence, 1, 2, num_accepted=2)  # the first of them ends the request
     sequence.tokens += [4, 5, 6, 7, 8]
     metrics.on_finish(sequence, FinishReason.LENGTH)
     text = generate_latest(metrics.registry).decode()
