@@ -43,7 +43,7 @@ _COST_CONTEXTS = (128, 1024)
 GPU_TILE = 64  # keys that the attention kernels read at once, from one page
 _CORPUS_TOKENS = 1 << 16  # of earlier responses that the device copies from
 _CPU_CACHE_GB = 2.0
-_LARGE_GPU = 40e9  # bytes
+_ROOM_FOR_ROWS = 2e9  # bytes, of which 8,192 rows of a 30B mixture of experts take about a third
 _GPU_SHARE = 0.85  # of the memory that the weights leave free; the rest is for activations and graphs
 _GPU_SHARE_BESIDE_DRAFTER = 0.4  # a draft model brings weights, and keys and values of as many positions
 _MOST_POSITIONS = 1 << 20  # of the pool, whatever memory is given
@@ -222,15 +222,15 @@ def _sizes(config: EngineConfig, model: Model) -> _Sizes:
         num_pages=positions // config.page_size,
         max_model_len=wanted or min(most, positions),
         max_batch=config.max_batch or (256 if on_gpu else 32),
-        chunk_tokens=config.chunk_tokens or _chunk_tokens(model.device),
+        chunk_tokens=config.chunk_tokens or _chunk_tokens(model.device, cache_gb * 1e9),
     )
 
 
-def _chunk_tokens(device: torch.device) -> int:
-    """Large products want many rows; a GPU of 40 GB and more has room for what they leave behind."""
+def _chunk_tokens(device: torch.device, cache_bytes: float) -> int:
+    """Large products want many rows, where there is room for what these leave behind."""
     if device.type != "cuda":
         return 256
-    return 8192 if torch.cuda.get_device_properties(device).total_memory >= _LARGE_GPU else 2048
+    return 8192 if torch.cuda.mem_get_info(device)[0] - cache_bytes >= _ROOM_FOR_ROWS else 2048
 
 
 def _device_loop(

@@ -49,7 +49,10 @@ CacheGb = Annotated[
 PageSize = Annotated[int, typer.Option(help="Tokens of one cache page.", rich_help_panel=_SIZE)]
 ChunkTokens = Annotated[
     int | None,
-    typer.Option(help="Prompt tokens computed in one round; if not given, 2048 on a GPU, else 256.", rich_help_panel=_SIZE),
+    typer.Option(
+        help="Prompt tokens computed in one round; if not given, 8192 on a GPU (2048 where memory is short), else 256.",
+        rich_help_panel=_SIZE,
+    ),
 ]
 NoPrefixCache = Annotated[bool, typer.Option("--no-prefix-cache", help="Compute every prompt anew.", rich_help_panel=_SIZE)]
 Suite = Annotated[Path | None, typer.Option(help="Folder of .jsonl prompts instead of the built-in suite.")]

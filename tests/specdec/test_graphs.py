@@ -9,7 +9,7 @@ import torch
 
 from specdec.batch import RowSpec, build_rows
 from specdec.cache.pool import KVPool
-from specdec.graphs import Bucket, DeviceContext, Tables
+from specdec.graphs import Bucket, DeviceContext, Part, Tables
 from specdec.models.base import Model
 from specdec.models.loader import load_model
 from specdec.models.source import Source
@@ -57,6 +57,29 @@ def test_padding_repeats_the_last_row_and_writes_elsewhere() -> None:
     assert tables.bases_S.tolist() == [4]
     assert tables.starts_S.tolist() == [3]
     assert tables.page_table_SP[0, 0] == 5
+
+
+def test_prompts_and_decoding_rows_are_parts_of_their_own() -> None:
+    decoding = [spec(7 + i, [], [0], [i], 300 + i) for i in range(3)]
+    prompts = [spec(0, [5] * 20, None, [4], 0), spec(0, [5] * 30, [0, 0], [5], 320)]
+    rows = build_rows([*decoding, *prompts, spec(9, [], [0], [6], 340)], PAGE, CPU)
+    assert Part.of(rows.segments) == (Part(slice(0, 3), 3), Part(slice(3, 55), 2), Part(slice(55, 56), 1))
+    mixed = build_rows([decoding[0], prompts[0], decoding[1], prompts[1], decoding[2]], PAGE, CPU)
+    assert Part.of(mixed.segments) == (), "too many launches"
+
+
+def test_parts_change_no_bit(triton_interpreter: None) -> None:
+    pytest.importorskip("specdec.kernels.tree_attention.kernel")
+    decoding = [spec(70, [], [0, 0, 1], [0, 1], 512), spec(3, [], [0], [2], 520)]
+    rows = build_rows([*decoding, spec(5, [7] * 18, None, [3], 0)], PAGE, CPU)
+    bucket = Bucket(rows=rows.num_rows, sequences=4, depths=4, pages=4)
+    tables = Tables.of(torch.zeros(sum(bucket.sizes), dtype=torch.int64), bucket)
+    tables.fill(rows, spare_slot=600)
+    drawn = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(shape, generator=drawn).half() for shape in ((rows.num_rows, 4, 16), *((10, 2, PAGE, 16),) * 2))
+    whole = tables.attend(q, k, v)
+    assert torch.equal(tables.attend(q, k, v, parts=Part.of(rows.segments)), whole)
+    assert len(Part.of(rows.segments)) == 2
 
 
 @pytest.fixture

@@ -183,3 +183,13 @@ def test_one_outlier_moves_a_cost_little() -> None:
         table.observe(1, 100, 0.01)
     table.observe(1, 100, 10.0)
     assert table.seconds(np.array([1]), 100)[0] < 0.0111
+
+
+def test_the_cost_of_one_number_of_rows_follows_the_measurements() -> None:
+    table = CostTable()
+    for rows, seconds in ((1, 1.0), (8, 2.0)):
+        table.observe(rows, 100, seconds)
+    assert table.seconds_of(8, 100) == table.seconds(np.array([8]), 100)[0] == 2.0
+    for _ in range(40):
+        table.observe(8, 100, 3.0)
+    assert table.seconds_of(8, 100) == table.seconds(np.array([8]), 100)[0] > 2.5
