@@ -231,13 +231,9 @@ class Engine:
 
     def _may_loop(self, sequence: Sequence) -> bool:
         """Whether the device alone can decode a sequence. A logprob is told by the host."""
-        alone = sequence.sampling.logprobs is None and fits(sequence.sampling, sequence.stop_ids)
-        return (
-            self._loop is not None
-            and alone
-            and self._speculator.can_loop(sequence)
-            and sequence.request_id not in self._kept_out
-        )
+        if self._loop is None or sequence.request_id in self._kept_out or sequence.sampling.logprobs is not None:
+            return False
+        return fits(sequence.sampling, sequence.stop_ids) and self._speculator.can_loop(sequence)
 
     def _ends_within(self, sequence: Sequence, rounds: int) -> bool:
         """Whether its last token is underway for certain."""

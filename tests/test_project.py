@@ -26,7 +26,7 @@ LAYERS = (
     ("noise", "candidates", "sampling"),
     ("acceptance",),
     ("cost", "calibration", "planner"),
-    ("loop_members", "device_loop", "lookup_width"),
+    ("loop_members", "device_loop", "loop_edits", "lookup_width"),
     ("chat_template", "gguf_tokenizer", "tokenizer"),
     ("sequence", "metrics", "admission"),
     ("scheduler", "speculation"),

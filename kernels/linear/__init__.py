@@ -17,6 +17,8 @@ __all__ = ["PackedWeight", "embed_and_norm", "least_rows", "linear", "pack", "rm
 
 # from this many rows on, and at its multiples, F.linear gives a row the same bits on the CPU
 _TORCH_ROWS = 16
+# with AMX, oneDNN cuts K by the number of rows: a row's bits are its own only where that number is always the same
+_AMX_ROWS = 32
 # oneDNN lays blocks out for a batch of about this size; its choice does not show in the bits
 _ONEDNN_ROWS = 16
 
@@ -34,6 +36,7 @@ class PackedWeight:
     data: Tensor
     path: _Path
     min_rows: int  # fewer rows are computed by another kernel, with other bits
+    block: int = 0  # rows computed at a time, no more and no fewer; 0: all at once
 
     @property
     def nbytes(self) -> int:
@@ -50,6 +53,11 @@ def _onednn_computes(dtype: torch.dtype) -> bool:
     if not torch._C._has_mkldnn or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@functools.cache
+def _exact_rows(dtype: torch.dtype) -> int:
+    return _AMX_ROWS if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported() else 0
 
 
 def least_rows(dtype: torch.dtype, device: torch.device) -> int:
@@ -71,7 +79,7 @@ def pack(weight_NK: Tensor, *, keep_plain: bool = False) -> PackedWeight:
     if weight_NK.device.type != "cpu" or not _onednn_computes(weight_NK.dtype):
         return PackedWeight(weight_NK, _Path.TORCH, _TORCH_ROWS)
     data = weight_NK if keep_plain else torch.ops.mkldnn._reorder_linear_weight(weight_NK, _ONEDNN_ROWS)
-    return PackedWeight(data, _Path.ONEDNN, least_rows(weight_NK.dtype, weight_NK.device))
+    return PackedWeight(data, _Path.ONEDNN, least_rows(weight_NK.dtype, weight_NK.device), _exact_rows(weight_NK.dtype))
 
 
 def linear(
@@ -136,6 +144,10 @@ def _scalar(value: float) -> Tensor:
 def _linear_cpu(x_RK: Tensor, weight: PackedWeight, bias_N: Tensor | None) -> Tensor:
     num_rows = x_RK.shape[0]
     if weight.path is _Path.ONEDNN:
+        if weight.block and num_rows != weight.block:
+            padded_RK = _pad_rows(x_RK, max(num_rows + -num_rows % weight.block, weight.block))
+            blocks = torch.split(padded_RK, weight.block)
+            return torch.cat([_linear_cpu(block, weight, bias_N) for block in blocks])[:num_rows]
         if num_rows >= weight.min_rows:
             return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x_RK, weight.data, bias_N, "none", [], ""))
         return _linear_cpu(_pad_rows(x_RK, weight.min_rows), weight, bias_N)[:num_rows]
