@@ -17,6 +17,7 @@ from specdec.cost import CostTable
 from specdec.device_loop import DeviceLoop
 from specdec.draft_runner import DraftRunner
 from specdec.drafters.registry import DrafterResources, make_drafters
+from specdec.drafting import Drafter
 from specdec.engine import Engine
 from specdec.errors import ConfigError
 from specdec.kernels.linear import uses_triton
@@ -133,13 +134,7 @@ def build(
     )
     drafters = make_drafters(config, resources)
     names = tuple(drafter.name for drafter in drafters)
-    planner = Planner(list(names), config.max_tree_nodes, config.adaptive, shape_only=not rule.per_seed)
-    device_costs = CostTable()
-    for cost in costs:
-        planner.observe_cost(cost.rows, cost.context, cost.seconds)
-        device_costs.observe(cost.rows, cost.context, cost.device_seconds)
-    width = WidthPolicy(device_costs, config.max_tree_nodes, config.adaptive)
-    speculator = Speculator(drafters, planner, width, config, max_model_len)
+    speculator = _speculator(drafters, costs, rule, config, max_model_len)
     runner.capture = speculator.hidden_layers
     scheduler = Scheduler(
         num_pages=num_pages,
@@ -231,6 +226,20 @@ def _chunk_tokens(device: torch.device, cache_bytes: float) -> int:
     if device.type != "cuda":
         return 256
     return 8192 if torch.cuda.mem_get_info(device)[0] - cache_bytes >= _ROOM_FOR_ROWS else 2048
+
+
+def _speculator(
+    drafters: Sequence[Drafter], costs: Sequence[RoundCost], rule: AcceptanceRule, config: EngineConfig, max_model_len: int
+) -> Speculator:
+    """Trees are judged by what rounds take with the host, chains of the device loop by what the device takes alone."""
+    names = [drafter.name for drafter in drafters]
+    planner = Planner(names, config.max_tree_nodes, config.adaptive, shape_only=not rule.per_seed)
+    device_costs = CostTable()
+    for cost in costs:
+        planner.observe_cost(cost.rows, cost.context, cost.seconds)
+        device_costs.observe(cost.rows, cost.context, cost.device_seconds)
+    width = WidthPolicy(device_costs, config.max_tree_nodes, config.adaptive)
+    return Speculator(drafters, planner, width, config, max_model_len)
 
 
 def _device_loop(

@@ -28,9 +28,8 @@ class EngineConfig:
     max_batch: int | None = None  # sequences in one round; None: 256 on a GPU, else 32
     cache_gb: float | None = None  # KV pages; None: most of a GPU's free memory, else 2
     page_size: int = 64  # tokens
-    chunk_tokens: int | None = (
-        None  # prompt tokens of one round, all sequences together; None: 8,192 on a GPU with room, else 2,048; 256 on a CPU
-    )
+    # prompt tokens of one round, all sequences together; None: 8,192 on a GPU with room for them, else 2,048; on a CPU 256
+    chunk_tokens: int | None = None
     max_tree_nodes: int = 64  # of one sequence, the root counted
     max_tree_depth: int = 64
     prefix_cache: bool = True

@@ -33,8 +33,8 @@ ROUNDS_AHEAD = 1  # enqueued beyond the one whose outcome the host waits for
 _TURNS_KEPT = 4  # outcomes in the ring, more than are ever underway
 MOST_ROWS = ROW_BUCKETS[-1]
 MAX_WIDTH = 8
-_MOST_GRAPHS = 2 * MAX_GRAPHS
-_PREPARED_PAGES = 128
+_MOST_GRAPHS = 2 * MAX_GRAPHS  # up to 72 of them are recorded at start-up
+_PREPARED_PAGES = 128  # of a lone sequence; longer ones are recorded when they come
 _FEW_SEQUENCES = 4
 _CANDIDATES = 1024  # of a nucleus; a wider one is the host's affair
 
@@ -134,7 +134,11 @@ class DeviceLoop:
     def prepare(self, widths: SequenceOf[int], lookup: bool) -> Iterator[None]:
         """Record the rounds of one sequence before it is there, one for each step of the iterator.
 
-        So that no answer waits for the compiler. Rounds of several sequences are recorded when they first come.
+        So that no answer waits for the compiler. Rounds of several sequences are recorded when they come for the second time.
+
+        Args:
+            widths: that a lone sequence may bring.
+            lookup: whether it looks for matches.
         """
         sampled = SamplingParams(temperature=1.0, top_p=0.9)
         for sampling in (replace(sampled, top_p=1.0), sampled):
@@ -346,7 +350,7 @@ class DeviceLoop:
             self._round(key)
 
     def _record(self, key: _Key) -> None:
-        """Its kernels are compiled."""
+        """Capture a round whose kernels are compiled."""
         graph = torch.cuda.CUDAGraph()
         with recording(graph, self._memory):
             self._round(key)

@@ -24,8 +24,8 @@ ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 GRAPH_ROWS = ROW_BUCKETS[-1]
 MAX_GRAPHS = 128  # the one used longest ago is dropped
 _FEWEST_PAGES = 4
-_CHUNK_ROWS = 16  # of a sequence that reads its prompt
-_MOST_PARTS = 4
+_CHUNK_ROWS = 16  # of a sequence that reads its prompt, at least
+_MOST_PARTS = 4  # more launches of attention cost more than they save
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Tables:
     ) -> Tensor:
         """[R, H, D]: every row over its own history, see `tree_attention_triton`; the round's keys and values are written.
 
-        parts: together all rows; each is launched by itself. None: one launch.
+        parts: together all rows, each launched by itself; empty for one launch.
         """
         from specdec.kernels.tree_attention.kernel import tree_attention_triton
 

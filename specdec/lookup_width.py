@@ -13,14 +13,9 @@ from specdec.loop_members import LoopRound
 _WIDTHS = (1, 2, 3, 4, 6, 8)
 _SMOOTHING = 0.04  # of one sequence in one round
 _TIME_SMOOTHING = 0.1
-_FIRST_SURVIVAL = (
-    0.3,
-    0.5,
-    0.65,
-    0.75,
-    0.8,
-)  # by streak, before any was seen: a verified draft costs, a foretold token does not
-_FIRST_FOUND = (0.5, 0.95)
+# by streak, before any was seen: rather too low, since a draft that fails costs, and what a match foretells is learned for free
+_FIRST_SURVIVAL = (0.3, 0.5, 0.65, 0.75, 0.8)
+_FIRST_FOUND = (0.5, 0.95)  # without a streak and in one
 _LONGEST_STREAK = 12  # longer ones are no surer
 _MARGIN = 1.02  # by so much a wider round must promise to be better
 
@@ -74,13 +69,7 @@ class WidthPolicy:
         if len(self._streaks) != len(outcome.emitted):
             self._streaks = [0] * len(outcome.emitted)
         for index, (found, guessed, accepted, drafted) in enumerate(
-            zip(
-                outcome.found.tolist(),
-                outcome.guessed.tolist(),
-                outcome.accepted,
-                outcome.drafted,
-                strict=True,
-            )
+            zip(outcome.found.tolist(), outcome.guessed.tolist(), outcome.accepted, outcome.drafted, strict=True)
         ):
             streak = self._streaks[index]
             self._found[streak > 0] += _SMOOTHING * (found - self._found[streak > 0])

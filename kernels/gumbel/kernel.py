@@ -15,7 +15,7 @@ from specdec.kernels.linear.kernel import overlaps
 
 CHUNK = 256  # tokens of one program, whole blocks of 64
 _BLOCKS = 64  # of one program that bounds them
-_FEW_ROWS = 8
+_FEW_ROWS = 8  # up to which drawing all noise is faster than the search
 
 
 @triton.jit

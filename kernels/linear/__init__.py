@@ -57,11 +57,12 @@ def _onednn_computes(dtype: torch.dtype) -> bool:
 
 @functools.cache
 def _exact_rows(dtype: torch.dtype) -> int:
+    """`PackedWeight.block` on this processor."""
     return _AMX_ROWS if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported() else 0
 
 
 def least_rows(dtype: torch.dtype, device: torch.device) -> int:
-    """Rows that `linear` computes at least; whoever brings as many saves each layer the padding."""
+    """Rows that `linear` wants at least; whoever brings as many saves each layer the padding. AMX blocks aside."""
     return 2 if device.type == "cpu" and dtype == torch.float32 and _onednn_computes(dtype) else 1
 
 

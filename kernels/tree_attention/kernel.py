@@ -21,9 +21,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from specdec.kernels.linear.kernel import overlaps
 
 TILE = 64
-_FILLED = 256  # programs
-_FEW_SPLITS = 16
-_ONE_WAVE = 256
+_FILLED = 256  # programs that fill the device
+_FEW_SPLITS = 16  # that one program may walk over, however few there are beside it
+_ONE_WAVE = 256  # programs of single rows that run at once
 _CHANGING = ["P", "D"]  # from round to round; a variant for each of their divisors would take a second to compile
 
 
@@ -596,4 +596,4 @@ def choose_plan(num_rows: int, num_sequences: int, kv_heads: int, block_group: i
         return Plan(1, 8, 1, False, pairs=num_rows <= 2 and block_dim <= 128)
     # where rows alone fill the device, no split needs a program of its own, and none a merge
     programs = num_rows * kv_heads
-    return Plan(1, 4, 1, programs >= _FILLED and splits <= max(_FEW_SPLITS, programs // _FEW_SPLITS // 2))
+    return Plan(1, 4, 1, programs >= _FILLED and splits <= max(_FEW_SPLITS, programs // 32))
