@@ -7,7 +7,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
 from specdec.kernels.chain.data import ChainRows, Chains, Match, Told
-from specdec.kernels.linear.kernel import overlaps
+from specdec.kernels.launch import overlaps
 
 _TOLD = len(Told)
 

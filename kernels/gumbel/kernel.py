@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from specdec.kernels.linear.kernel import overlaps
+from specdec.kernels.launch import overlaps
 
 CHUNK = 256  # tokens of one program, whole blocks of 64
 _BLOCKS = 64  # of one program that bounds them

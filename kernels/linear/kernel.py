@@ -5,7 +5,6 @@ Kernels are chained by programmatic dependent launch: each lets its successor st
 before it waits for its predecessor's output. Legend: M rows, N outputs, K inputs, S splits of K.
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from specdec.kernels.launch import leave_room, overlaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +41,6 @@ class Tile:
             "num_warps": self.warps,
             "enable_fp_fusion": False,
         }
-
-
-@functools.cache
-def overlaps(device: torch.device) -> bool:
-    """Whether kernels there are chained by programmatic dependent launch, which Hopper brought."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @triton.jit
@@ -82,7 +77,8 @@ def chained_product(
         if WAIT:
             _wait(p_arrived, arrivals)
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for chain in range(CHAINS):
+        # flattened: one pipeline of loads for all chains, which does not run dry between two
+        for chain in tl.range(0, CHAINS, flatten=True):
             offset = chain * (K // CHAINS)
             acc = _one_chain(p_xs + offset, p_ws + offset, m_x, m_w, K // CHAINS, BLOCK_M, BLOCK_N, BLOCK_K, STAGES)
             # the select keeps the compiler from adding inside the product, which would be another order of addition
@@ -348,7 +344,9 @@ def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
     if num_rows > 64:
         if width < 1 << 12:  # too few tiles to fill the device
             return Tile(32, 64, 64, 4, 4) if num_rows <= 128 else Tile(64, 64, 128, 4, 4, True)
-        return Tile(128, 64, 64, 8, 4, True) if num_rows <= 128 else Tile(128, 128, 64, 8, 4, True)
+        if num_rows > 128:
+            return Tile(128, 128, 64, 8, 4, True)
+        return Tile(64, 64, 64, 4, 5, True) if width < 1 << 16 else Tile(128, 64, 64, 8, 4, True)
     m = triton.next_power_of_2(num_rows)
     part = depth // num_chains(depth)
     if m <= 16 and part <= 256 and not (m == 16 and width >= 1 << 15):
@@ -360,7 +358,9 @@ def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
         return Tile(m, 16 if width > 4096 and part <= 512 else 8, max(16, triton.next_power_of_2(part)), 4, 1)
     if width >= 1 << 16:
         few = Tile(m, 16, 128, 4, 4) if m <= 16 else Tile(32, 32, 64, 4, 3)
-        return few if m <= 32 else Tile(64, 64, 64, 4, 4, True)
+        return few if m <= 32 else Tile(64, 64, 64, 4, 5, True)
+    if m == 64 and width >= 4096 and depth % 512 == 0:
+        return Tile(64, 64, 128, 4, 4, True)
     if m == 64:
         return Tile(32, 32, 64 if depth < 4096 else 128, 4, 3)
     if m <= 8:
@@ -378,7 +378,7 @@ def _launch(
     assert depth % splits == 0, "splits of K are equal"
     pdl = overlaps(x.device)
     grid = (triton.cdiv(num_rows, tile.m) * triton.cdiv(width, tile.n), splits)
-    _linear_kernel[grid](
+    kernel = _linear_kernel[grid](
         x,
         weight,
         bias,
@@ -397,3 +397,5 @@ def _launch(
         launch_pdl=pdl,
         **tile.options,
     )
+    if num_rows == 1:
+        leave_room(kernel)

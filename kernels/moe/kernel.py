@@ -18,13 +18,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from specdec.kernels.launch import overlaps
 from specdec.kernels.linear.kernel import (
     Tile,
     chained_product,
     norm_warps,
     normalised,
     num_chains,
-    overlaps,
 )
 from specdec.kernels.moe.routing import norm_and_route_triton
 
@@ -461,7 +461,7 @@ def choose_tile(num_rows: int, k: int, num_experts: int, gated: bool) -> Tile:
             return Tile(16, 16, 128, 4, 3)
         return Tile(16, 64, 64, 4, 2) if per_expert <= 2 else Tile(16, 128, 64, 4, 4, True)
     if per_expert <= 16:
-        return Tile(32, 64 if gated else 128, 64, 4, 4, True)
+        return Tile(32, 64, 128, 4, 3, True) if gated else Tile(32, 128, 64, 4, 4, True)
     if gated and per_expert > 256:
         return Tile(128, 64, 64, 8, 4, True)
     return Tile(64, 64 if gated else 128, 64, 4, 4, True)

@@ -9,7 +9,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from specdec.kernels.linear.kernel import inverse_rms, linear_splits_triton, norm_warps, overlaps, rms_norm_triton, scaled
+from specdec.kernels.launch import leave_room, overlaps
+from specdec.kernels.linear.kernel import inverse_rms, linear_splits_triton, norm_warps, rms_norm_triton, scaled
 
 ROUTER_SPLITS = 16
 
@@ -111,7 +112,7 @@ def norm_and_route_triton(
     num_experts, block_x, pdl = router_XE.shape[0], 16, overlaps(x_RE.device)
     normed = torch.empty_like(x_RE)
     logits = x_RE.new_empty((splits, 1, num_experts), dtype=torch.float32)
-    _norm_router_kernel[(triton.cdiv(num_experts, block_x), splits)](
+    kernel = _norm_router_kernel[(triton.cdiv(num_experts, block_x), splits)](
         x_RE,
         norm_E,
         router_XE,
@@ -128,6 +129,7 @@ def norm_and_route_triton(
         num_warps=norm_warps(block),
         enable_fp_fusion=False,
     )
+    leave_room(kernel)
     return normed, *_choose_experts(logits, k, renormalise)
 
 
@@ -141,7 +143,7 @@ def _choose_experts(logits: Tensor, k: int, renormalise: bool) -> tuple[Tensor, 
     pdl = overlaps(logits.device)
     weights = logits.new_empty((num_rows, k))
     experts = logits.new_empty((num_rows, k), dtype=torch.int32)
-    _route_kernel[(num_rows,)](
+    kernel = _route_kernel[(num_rows,)](
         logits,
         weights,
         experts,
@@ -156,4 +158,6 @@ def _choose_experts(logits: Tensor, k: int, renormalise: bool) -> tuple[Tensor, 
         num_warps=4,
         enable_fp_fusion=False,
     )
+    if num_rows == 1:
+        leave_room(kernel)
     return weights, experts

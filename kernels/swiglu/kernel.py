@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from specdec.kernels.linear.kernel import overlaps
+from specdec.kernels.launch import overlaps
 
 BLOCK = 512
 

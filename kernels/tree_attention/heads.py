@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from specdec.kernels.linear.kernel import overlaps
+from specdec.kernels.launch import leave_room, overlaps
 
 _PAIRS = 16  # of a program
 
@@ -106,7 +106,7 @@ def heads_triton(
     all_heads = qkv_RC.shape[1] // head_dim
     heads = all_heads - 2 * kv_heads
     q = qkv_RC.new_empty((num_rows, heads, head_dim))
-    _heads_kernel[(triton.cdiv(num_rows * all_heads, _PAIRS),)](
+    kernel = _heads_kernel[(triton.cdiv(num_rows * all_heads, _PAIRS),)](
         qkv_RC,
         q_norm_D,
         k_norm_D,
@@ -131,4 +131,6 @@ def heads_triton(
         num_warps=4,
         enable_fp_fusion=False,
     )
+    if num_rows == 1:
+        leave_room(kernel)
     return q

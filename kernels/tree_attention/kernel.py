@@ -18,13 +18,22 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from specdec.kernels.linear.kernel import overlaps
+from specdec.kernels.launch import leave_room, overlaps
+from specdec.kernels.tree_attention.rows import attend_row_kernel
+from specdec.kernels.tree_attention.splits import (
+    CHANGING,
+    TILE,
+    merge_step,
+    num_splits,
+    scores,
+    softmax_step,
+    split_of,
+    split_start,
+)
 
-TILE = 64
 _FILLED = 256  # programs that fill the device
 _FEW_SPLITS = 16  # that one program may walk over, however few there are beside it
 _ONE_WAVE = 256  # programs of single rows that run at once
-_CHANGING = ["P", "D"]  # from round to round; a variant for each of their divisors would take a second to compile
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,61 +50,7 @@ class Plan:
     pairs: bool = False
 
 
-@triton.jit
-def _split_start(split):
-    """First position of a split: splits of 128 positions below 4,096, of 512 below 32,768, of 2,048 above. Part of the bits."""
-    return tl.where(split < 32, split * 128, tl.where(split < 88, 4096 + (split - 32) * 512, 32768 + (split - 88) * 2048))
-
-
-@triton.jit
-def _split_of(position):
-    """The split that holds a position."""
-    return tl.where(
-        position < 4096,
-        position // 128,
-        tl.where(position < 32768, 32 + (position - 4096) // 512, 88 + (position - 32768) // 2048),
-    )
-
-
-def num_splits(positions: int) -> int:
-    """Splits that hold the first `positions` positions."""
-    last = positions - 1
-    if last < 4096:
-        return last // 128 + 1
-    return 33 + (last - 4096) // 512 if last < 32768 else 89 + (last - 32768) // 2048
-
-
-@triton.jit
-def _scores(b_q, b_k, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
-    """Scores times log2(e)."""
-    s = tl.dot(b_q, b_k.T) * SCALE
-    if SOFTCAP > 0:
-        # tanh by exp2, finite for any argument
-        e = tl.exp2(tl.abs(s) * (-2.0 * 1.4426950408889634 / SOFTCAP))
-        s = tl.where(s < 0, -1.0, 1.0) * ((1.0 - e) / (1.0 + e)) * SOFTCAP
-    return s * 1.4426950408889634
-
-
-@triton.jit
-def _softmax_step(s, keep, top):
-    """(weights, factor of the sums so far, new maximum); a row with no key yet keeps -inf and sums of zero."""
-    s = tl.where(keep, s, float("-inf"))
-    new_top = tl.maximum(top, tl.max(s, 1))
-    finite = tl.where(new_top == float("-inf"), 0.0, new_top)
-    return tl.exp2(s - finite[:, None]), tl.exp2(top - finite), new_top
-
-
-@triton.jit
-def _merge_step(top, total, acc, split_top, split_total, split_acc):
-    """Add one split's sums; sums without a key change nothing."""
-    new_top = tl.maximum(top, split_top)
-    finite = tl.where(new_top == float("-inf"), 0.0, new_top)
-    old = tl.exp2(top - finite)
-    new = tl.exp2(split_top - finite)
-    return new_top, total * old + split_total * new, acc * old[:, None] + split_acc * new[:, None]
-
-
-@triton.jit(do_not_specialize=_CHANGING)
+@triton.jit(do_not_specialize=CHANGING)
 def _attend_kernel(
     p_q,
     p_k,
@@ -158,7 +113,7 @@ def _attend_kernel(
     all_total = tl.zeros((BLOCK_M,), tl.float32)
     all_acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
     # one program per split, or one for all of them
-    for split in range(tl.program_id(2), _split_of(last) + 1, tl.num_programs(2)):
+    for split in range(tl.program_id(2), split_of(last) + 1, tl.num_programs(2)):
         top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         totals = tl.zeros((BLOCK_M, 16), tl.float32)
         acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
@@ -166,11 +121,11 @@ def _attend_kernel(
             mine = sequence == seq
             base = tl.load(p_bases + seq).to(tl.int32)
             high = tl.max(tl.where(mine, position, -1), 0)
-            low = _split_start(split)
+            low = split_start(split)
             if WINDOW > 0:
                 oldest = tl.min(tl.where(mine, position, 1 << 30), 0) - WINDOW + 1
                 low = tl.maximum(low, oldest // TILE * TILE)
-            end = tl.minimum(_split_start(split + 1), high + 1)
+            end = tl.minimum(split_start(split + 1), high + 1)
             tree_start = tl.minimum(tl.maximum(base // TILE * TILE, low), end)
             # tiles below the base, whose keys are all there, and which the compiler loads ahead; then those that reach above it
             for start in tl.range(low, tree_start, TILE, num_stages=STAGES):
@@ -180,7 +135,7 @@ def _attend_kernel(
                 b_k = tl.load(p_k + at_kv, m_d[None, :], other=0.0)
                 b_v = tl.load(p_v + at_kv, m_d[None, :], other=0.0)
                 keep = _visible(mine, key, position, WINDOW)
-                weights, factor, top = _softmax_step(_scores(b_q, b_k, SCALE, SOFTCAP), keep, top)
+                weights, factor, top = softmax_step(scores(b_q, b_k, SCALE, SOFTCAP), keep, top)
                 weights = weights.to(b_v.dtype)
                 totals = tl.dot(weights, ones, totals * factor[:, None])
                 acc = tl.dot(weights, b_v, acc * factor[:, None])
@@ -191,7 +146,7 @@ def _attend_kernel(
                 at_kv = at_page[:, None] * HEAD_DIM + d[None, :]
                 b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
                 b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
-                s = _scores(b_q, b_k, SCALE, SOFTCAP)
+                s = scores(b_q, b_k, SCALE, SOFTCAP)
                 # rows of the tree read these tiles each for itself
                 own = mine & (position >= base)
                 own_first = tl.min(tl.where(own, row, 1 << 30), 0)
@@ -200,8 +155,8 @@ def _attend_kernel(
                 for r in range(own_first, own_end):
                     at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
                     b_k_r = tl.load(p_k + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
-                    s = tl.where((row == r)[:, None], _scores(b_q, b_k_r, SCALE, SOFTCAP), s)
-                weights, factor, top = _softmax_step(s, _visible(mine, key, position, WINDOW), top)
+                    s = tl.where((row == r)[:, None], scores(b_q, b_k_r, SCALE, SOFTCAP), s)
+                weights, factor, top = softmax_step(s, _visible(mine, key, position, WINDOW), top)
                 weights = weights.to(b_v.dtype)
                 totals = tl.dot(weights, ones, totals * factor[:, None])
                 scaled = acc * factor[:, None]
@@ -213,7 +168,7 @@ def _attend_kernel(
         # every column of the product with ones holds the sum
         total = tl.max(totals, 1)
         if FUSED:
-            all_top, all_total, all_acc = _merge_step(all_top, all_total, all_acc, top, total, acc)
+            all_top, all_total, all_acc = merge_step(all_top, all_total, all_acc, top, total, acc)
         else:
             at_split = tl.cast(split, tl.int64) * R * (KV_HEADS * GROUP)
             at_row = at_split + row.to(tl.int64) * (KV_HEADS * GROUP) + head
@@ -222,188 +177,6 @@ def _attend_kernel(
             tl.store(p_out + at_split * HEAD_DIM + at_q, acc, m_q)
     if FUSED:
         tl.store(p_out + at_q, (all_acc / all_total[:, None]).to(p_out.dtype.element_ty), m_q)
-
-
-@triton.jit(do_not_specialize=_CHANGING)
-def _attend_row_kernel(
-    p_q,
-    p_k,
-    p_v,
-    p_out,
-    p_tops,
-    p_totals,
-    p_positions,
-    p_sequences,
-    p_bases,
-    p_starts,
-    p_pages,
-    p_ancestors,
-    R,
-    P,
-    D,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    PAGE: tl.constexpr,
-    TILE: tl.constexpr,
-    SCALE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    FUSED: tl.constexpr,
-    PAIRS: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Grid (rows, kv heads, splits), or (rows, kv heads) if FUSED: as `_attend_kernel`, for single rows.
-
-    Keys below the sequence's start are older than this round, so those of the first tile (of the first two: PAIRS, for the
-    latency of very few rows) are on their way before the round's q, K and V are there; so are the tables, see
-    `tree_attention_triton`.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1)
-    split = tl.program_id(2)
-    if PDL:
-        gdc_launch_dependents()
-    last = tl.load(p_positions + row).to(tl.int32)
-    if _split_start(split) > last:
-        return
-    sequence = tl.load(p_sequences + row)
-    base = tl.load(p_bases + sequence).to(tl.int32)
-    first_new = tl.load(p_starts + sequence).to(tl.int32)
-    low = _split_start(split)
-    end = last + 1
-    if not FUSED:
-        end = tl.minimum(_split_start(split + 1), end)
-    if WINDOW > 0:
-        low = tl.maximum(low, (last - WINDOW + 1) // TILE * TILE)
-    old_end = tl.minimum(tl.minimum(base, first_new), end)
-    d = tl.arange(0, BLOCK_DIM)[None, :]
-    m_d = d < HEAD_DIM
-    p_row_pages = p_pages + sequence * P
-    p_row_slots = p_ancestors + row * D - base
-    p_k += kv_head * (PAGE * HEAD_DIM) + d
-    p_v += kv_head * (PAGE * HEAD_DIM) + d
-    lane = tl.arange(0, TILE)[:, None]
-    at = _tile_keys(p_row_pages, p_row_slots, low, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
-    m_old = (low + lane < old_end) & m_d
-    b_k = tl.load(p_k + at, m_old, other=0.0)
-    b_v = tl.load(p_v + at, m_old, other=0.0)
-    if PAIRS:
-        at_2 = _tile_keys(p_row_pages, p_row_slots, low + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
-        m_old = (low + TILE + lane < old_end) & m_d
-        b_k_2 = tl.load(p_k + at_2, m_old, other=0.0)
-        b_v_2 = tl.load(p_v + at_2, m_old, other=0.0)
-    if PDL:
-        gdc_wait()
-    m = tl.arange(0, BLOCK_M)
-    at_head = row * (KV_HEADS * GROUP) + kv_head * GROUP + m
-    m_q = (m < GROUP)[:, None] & m_d
-    b_q = tl.load(p_q + at_head[:, None] * HEAD_DIM + d, m_q, other=0.0)
-    # what this round wrote
-    if old_end < tl.minimum(end, low + TILE):
-        m_new = (low + lane >= old_end) & (low + lane < end) & m_d
-        b_k = tl.load(p_k + at, m_new, other=b_k)
-        b_v = tl.load(p_v + at, m_new, other=b_v)
-    if PAIRS:
-        key_2 = low + TILE + lane
-        if old_end < tl.minimum(end, low + 2 * TILE):
-            m_new = (key_2 >= old_end) & (key_2 < end) & m_d
-            b_k_2 = tl.load(p_k + at_2, m_new, other=b_k_2)
-            b_v_2 = tl.load(p_v + at_2, m_new, other=b_v_2)
-
-    ones = tl.full((TILE, 16), 1.0, p_v.dtype.element_ty)
-    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    totals = tl.zeros((BLOCK_M, 16), tl.float32)
-    acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
-    all_top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    all_total = tl.zeros((BLOCK_M,), tl.float32)
-    all_acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
-    STEP: tl.constexpr = 2 * TILE if PAIRS else TILE
-    for start in range(low, end, STEP):
-        key = start + tl.arange(0, TILE)
-        s = _scores(b_q, b_k, SCALE, SOFTCAP)
-        if PAIRS:
-            # both products, then both softmax steps, so that neither waits for the other's weights
-            s_2 = _scores(b_q, b_k_2, SCALE, SOFTCAP)
-            weights, factor, top = _softmax_step(s, _row_sees(key, end, last, WINDOW)[None, :], top)
-            weights_2, factor_2, top = _softmax_step(s_2, _row_sees(key + TILE, end, last, WINDOW)[None, :], top)
-            weights, weights_2 = weights.to(b_v.dtype), weights_2.to(b_v.dtype)
-            totals = tl.dot(weights, ones, totals * factor[:, None])
-            acc = tl.dot(weights, b_v, acc * factor[:, None])
-            totals = tl.dot(weights_2, ones, totals * factor_2[:, None])
-            acc = tl.dot(weights_2, b_v_2, acc * factor_2[:, None])
-            if start + STEP < end:
-                at = _tile_keys(p_row_pages, p_row_slots, start + STEP, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
-                m_next = (start + STEP + lane < end) & m_d
-                b_k = tl.load(p_k + at, m_next, other=0.0)
-                b_v = tl.load(p_v + at, m_next, other=0.0)
-                at = _tile_keys(p_row_pages, p_row_slots, start + STEP + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
-                m_next = (start + STEP + TILE + lane < end) & m_d
-                b_k_2 = tl.load(p_k + at, m_next, other=0.0)
-                b_v_2 = tl.load(p_v + at, m_next, other=0.0)
-        else:
-            at = _tile_keys(p_row_pages, p_row_slots, start + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
-            m_next = (start + TILE + lane < end) & m_d
-            b_k_next = tl.load(p_k + at, m_next, other=0.0)
-            b_v_next = tl.load(p_v + at, m_next, other=0.0)
-            weights, factor, top = _softmax_step(s, _row_sees(key, end, last, WINDOW)[None, :], top)
-            weights = weights.to(b_v.dtype)
-            totals = tl.dot(weights, ones, totals * factor[:, None])
-            acc = tl.dot(weights, b_v, acc * factor[:, None])
-            b_k = b_k_next
-            b_v = b_v_next
-            if FUSED:
-                done = _split_of(start + TILE) != _split_of(start)
-                if done | (start + TILE >= end):
-                    all_top, all_total, all_acc = _merge_step(all_top, all_total, all_acc, top, tl.max(totals, 1), acc)
-                    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-                    totals = tl.zeros((BLOCK_M, 16), tl.float32)
-                    acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
-    if FUSED:
-        out = (all_acc / all_total[:, None]).to(p_out.dtype.element_ty)
-        tl.store(p_out + at_head[:, None] * HEAD_DIM + d, out, m_q)
-    else:
-        at_split = split.to(tl.int64) * R * (KV_HEADS * GROUP) + at_head
-        tl.store(p_tops + at_split, top, m < GROUP)
-        # every column of the product with ones holds the sum
-        column = tl.arange(0, 16)[None, :]
-        tl.store(p_totals + at_split[:, None] + column * 0, totals, (m < GROUP)[:, None] & (column == 0))
-        tl.store(p_out + at_split[:, None] * HEAD_DIM + d, acc, m_q)
-
-
-@triton.jit
-def _row_sees(key, end, last, WINDOW: tl.constexpr):
-    """[keys]: which of them, below `end`, the row at position `last` sees."""
-    keep = key < end
-    if WINDOW > 0:
-        keep = keep & (key > last - WINDOW)
-    return keep
-
-
-@triton.jit
-def _tile_keys(
-    p_row_pages,
-    p_row_slots,
-    start,
-    base,
-    end,
-    KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PAGE: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """[TILE, 1]: where a row's keys at positions from `start` on, below `end`, lie in the pages of the first kv head.
-
-    Below the base in the sequence's page, from there on at the ancestor's slot (`p_row_slots`, by position).
-    """
-    key = start + tl.arange(0, TILE)[:, None]
-    page = tl.load(p_row_pages + start // PAGE, start < end, other=0)
-    in_tree = (key >= base) & (key < end)
-    slot = tl.load(p_row_slots + key, in_tree, other=0)
-    slot = tl.where(in_tree, slot, page * PAGE + key % PAGE)
-    return (slot // PAGE * (KV_HEADS * PAGE) + slot % PAGE) * HEAD_DIM
 
 
 @triton.jit
@@ -452,7 +225,7 @@ def _merge_kernel(
     d = tl.arange(0, BLOCK_DIM)
     m_h = head < H
     m_out = m_h[:, None] & (d < HEAD_DIM)[None, :]
-    num_splits = _split_of(tl.load(p_positions + row).to(tl.int32)) + 1
+    num_splits = split_of(tl.load(p_positions + row).to(tl.int32)) + 1
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -469,7 +242,7 @@ def _merge_kernel(
             split_total = tl.load(p_totals + at_split, m_split, other=0.0)
             m_acc = m_split[:, None] & m_out
             split_acc = tl.load(p_acc + at_split[:, None] * HEAD_DIM + d[None, :], m_acc, other=0.0)
-            top, total, acc = _merge_step(top, total, acc, split_top, split_total, split_acc)
+            top, total, acc = merge_step(top, total, acc, split_top, split_total, split_acc)
     out = (acc / total[:, None]).to(p_out.dtype.element_ty)
     tl.store(p_out + at[:, None] * HEAD_DIM + d[None, :], out, m_out)
 
@@ -538,7 +311,7 @@ def tree_attention_triton(
     sizes = (num_rows, page_table_SP.shape[1], ancestor_slots_RD.shape[1])
     arguments = (q_RHD, k_pages, v_pages, acc, tops, totals, positions_R, sequences_R, bases_S)
     if plan.rows == 1:
-        _attend_row_kernel[(num_rows, kv_heads, 1 if plan.fused else splits)](
+        kernel = attend_row_kernel[(num_rows, kv_heads, 1 if plan.fused else splits)](
             *arguments,
             starts_S,
             *lookups,
@@ -548,6 +321,8 @@ def tree_attention_triton(
             PAIRS=plan.pairs,
             **shape,
         )
+        if num_rows == 1:
+            leave_room(kernel)
     else:
         _attend_kernel[(triton.cdiv(num_rows, plan.rows), kv_heads, 1 if plan.fused else splits)](
             *arguments,
@@ -564,7 +339,7 @@ def tree_attention_triton(
         # few rows: a warp per head, with room for all loads of a chunk to be underway at once
         many = num_rows > 16
         block_h = 8 if many else 1
-        _merge_kernel[(num_rows, triton.cdiv(heads, block_h))](
+        kernel = _merge_kernel[(num_rows, triton.cdiv(heads, block_h))](
             acc,
             tops,
             totals,
@@ -582,6 +357,8 @@ def tree_attention_triton(
             maxnreg=128 if many else 255,
             enable_fp_fusion=False,
         )
+        if num_rows == 1:
+            leave_room(kernel)
     return out
 
 

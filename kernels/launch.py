@@ -1,0 +1,39 @@
+"""How kernels follow one another on a GPU: when a kernel's programs may start before its predecessor has ended."""
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+
+_SHARED_MEMORY_CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent
+_asked: set[int] = set()
+
+
+@functools.cache
+def overlaps(device: torch.device) -> bool:
+    """Whether kernels there are chained by programmatic dependent launch, which Hopper brought."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def leave_room(kernel: Any) -> None:
+    """Let programs of other kernels start beside this one's, whose L1 cache shrinks for it.
+
+    A processor divides one memory between L1 and shared memory, and divides it anew only while it is empty. So a small kernel
+    that was given little shared memory keeps programs that want much from starting early on its processors. This asks for the
+    division that leaves the most. It pays where a round is one row and its kernels hardly reuse what they load; kernels of one
+    row are compiled by themselves, so those of many keep their cache.
+
+    Args:
+        kernel: what a launch returned; None where there was no GPU.
+    """
+    if kernel is None or kernel.function in _asked:
+        return
+    _asked.add(kernel.function)
+    # a hint: where it fails, nothing but speed is lost
+    _cuda().cuFuncSetAttribute(ctypes.c_void_p(kernel.function), _SHARED_MEMORY_CARVEOUT, 100)
+
+
+@functools.cache
+def _cuda() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")

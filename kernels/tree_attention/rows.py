@@ -1,0 +1,189 @@
+"""Triton attention of single rows: each program holds the query heads of one kv head of one row."""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from specdec.kernels.tree_attention.splits import CHANGING, merge_step, scores, softmax_step, split_of, split_start
+
+
+@triton.jit(do_not_specialize=CHANGING)
+def attend_row_kernel(
+    p_q,
+    p_k,
+    p_v,
+    p_out,
+    p_tops,
+    p_totals,
+    p_positions,
+    p_sequences,
+    p_bases,
+    p_starts,
+    p_pages,
+    p_ancestors,
+    R,
+    P,
+    D,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    TILE: tl.constexpr,
+    SCALE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    FUSED: tl.constexpr,
+    PAIRS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid (rows, kv heads, splits), or (rows, kv heads) if FUSED: as `_attend_kernel`, for single rows.
+
+    Keys below the sequence's start are older than this round, so those of the first tile (of the first two: PAIRS, for the
+    latency of very few rows) are on their way before the round's q, K and V are there; so are the tables, see
+    `tree_attention_triton`.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    if PDL:
+        gdc_launch_dependents()
+    last = tl.load(p_positions + row).to(tl.int32)
+    sequence = tl.load(p_sequences + row)
+    if split_start(split) > last:
+        return
+    base = tl.load(p_bases + sequence).to(tl.int32)
+    first_new = tl.load(p_starts + sequence).to(tl.int32)
+    low = split_start(split)
+    end = last + 1
+    if not FUSED:
+        end = tl.minimum(split_start(split + 1), end)
+    if WINDOW > 0:
+        low = tl.maximum(low, (last - WINDOW + 1) // TILE * TILE)
+    old_end = tl.minimum(tl.minimum(base, first_new), end)
+    d = tl.arange(0, BLOCK_DIM)[None, :]
+    m_d = d < HEAD_DIM
+    p_row_pages = p_pages + sequence * P
+    p_row_slots = p_ancestors + row * D - base
+    p_k += kv_head * (PAGE * HEAD_DIM) + d
+    p_v += kv_head * (PAGE * HEAD_DIM) + d
+    lane = tl.arange(0, TILE)[:, None]
+    at = _tile_keys(p_row_pages, p_row_slots, low, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+    m_old = (low + lane < old_end) & m_d
+    b_k = tl.load(p_k + at, m_old, other=0.0)
+    b_v = tl.load(p_v + at, m_old, other=0.0)
+    if PAIRS:
+        at_2 = _tile_keys(p_row_pages, p_row_slots, low + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+        m_old = (low + TILE + lane < old_end) & m_d
+        b_k_2 = tl.load(p_k + at_2, m_old, other=0.0)
+        b_v_2 = tl.load(p_v + at_2, m_old, other=0.0)
+    if PDL:
+        gdc_wait()
+    m = tl.arange(0, BLOCK_M)
+    at_head = row * (KV_HEADS * GROUP) + kv_head * GROUP + m
+    m_q = (m < GROUP)[:, None] & m_d
+    b_q = tl.load(p_q + at_head[:, None] * HEAD_DIM + d, m_q, other=0.0)
+    # what this round wrote
+    if old_end < tl.minimum(end, low + TILE):
+        m_new = (low + lane >= old_end) & (low + lane < end) & m_d
+        b_k = tl.load(p_k + at, m_new, other=b_k)
+        b_v = tl.load(p_v + at, m_new, other=b_v)
+    if PAIRS:
+        key_2 = low + TILE + lane
+        if old_end < tl.minimum(end, low + 2 * TILE):
+            m_new = (key_2 >= old_end) & (key_2 < end) & m_d
+            b_k_2 = tl.load(p_k + at_2, m_new, other=b_k_2)
+            b_v_2 = tl.load(p_v + at_2, m_new, other=b_v_2)
+
+    ones = tl.full((TILE, 16), 1.0, p_v.dtype.element_ty)
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    totals = tl.zeros((BLOCK_M, 16), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
+    all_top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    all_total = tl.zeros((BLOCK_M,), tl.float32)
+    all_acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
+    STEP: tl.constexpr = 2 * TILE if PAIRS else TILE
+    for start in range(low, end, STEP):
+        key = start + tl.arange(0, TILE)
+        s = scores(b_q, b_k, SCALE, SOFTCAP)
+        if PAIRS:
+            # both products, then both softmax steps, so that neither waits for the other's weights
+            s_2 = scores(b_q, b_k_2, SCALE, SOFTCAP)
+            weights, factor, top = softmax_step(s, _row_sees(key, end, last, WINDOW)[None, :], top)
+            weights_2, factor_2, top = softmax_step(s_2, _row_sees(key + TILE, end, last, WINDOW)[None, :], top)
+            weights, weights_2 = weights.to(b_v.dtype), weights_2.to(b_v.dtype)
+            totals = tl.dot(weights, ones, totals * factor[:, None])
+            acc = tl.dot(weights, b_v, acc * factor[:, None])
+            totals = tl.dot(weights_2, ones, totals * factor_2[:, None])
+            acc = tl.dot(weights_2, b_v_2, acc * factor_2[:, None])
+            if start + STEP < end:
+                at = _tile_keys(p_row_pages, p_row_slots, start + STEP, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+                m_next = (start + STEP + lane < end) & m_d
+                b_k = tl.load(p_k + at, m_next, other=0.0)
+                b_v = tl.load(p_v + at, m_next, other=0.0)
+                at = _tile_keys(p_row_pages, p_row_slots, start + STEP + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+                m_next = (start + STEP + TILE + lane < end) & m_d
+                b_k_2 = tl.load(p_k + at, m_next, other=0.0)
+                b_v_2 = tl.load(p_v + at, m_next, other=0.0)
+        else:
+            at = _tile_keys(p_row_pages, p_row_slots, start + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+            m_next = (start + TILE + lane < end) & m_d
+            b_k_next = tl.load(p_k + at, m_next, other=0.0)
+            b_v_next = tl.load(p_v + at, m_next, other=0.0)
+            weights, factor, top = softmax_step(s, _row_sees(key, end, last, WINDOW)[None, :], top)
+            weights = weights.to(b_v.dtype)
+            totals = tl.dot(weights, ones, totals * factor[:, None])
+            acc = tl.dot(weights, b_v, acc * factor[:, None])
+            b_k = b_k_next
+            b_v = b_v_next
+            if FUSED:
+                done = split_of(start + TILE) != split_of(start)
+                if done | (start + TILE >= end):
+                    all_top, all_total, all_acc = merge_step(all_top, all_total, all_acc, top, tl.max(totals, 1), acc)
+                    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+                    totals = tl.zeros((BLOCK_M, 16), tl.float32)
+                    acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
+    if FUSED:
+        out = (all_acc / all_total[:, None]).to(p_out.dtype.element_ty)
+        tl.store(p_out + at_head[:, None] * HEAD_DIM + d, out, m_q)
+    else:
+        at_split = split.to(tl.int64) * R * (KV_HEADS * GROUP) + at_head
+        tl.store(p_tops + at_split, top, m < GROUP)
+        # every column of the product with ones holds the sum
+        column = tl.arange(0, 16)[None, :]
+        tl.store(p_totals + at_split[:, None] + column * 0, totals, (m < GROUP)[:, None] & (column == 0))
+        tl.store(p_out + at_split[:, None] * HEAD_DIM + d, acc, m_q)
+
+
+@triton.jit
+def _row_sees(key, end, last, WINDOW: tl.constexpr):
+    """[keys]: which of them, below `end`, the row at position `last` sees."""
+    keep = key < end
+    if WINDOW > 0:
+        keep = keep & (key > last - WINDOW)
+    return keep
+
+
+@triton.jit
+def _tile_keys(
+    p_row_pages,
+    p_row_slots,
+    start,
+    base,
+    end,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """[TILE, 1]: where a row's keys at positions from `start` on, below `end`, lie in the pages of the first kv head.
+
+    Below the base in the sequence's page, from there on at the ancestor's slot (`p_row_slots`, by position).
+    """
+    key = start + tl.arange(0, TILE)[:, None]
+    page = tl.load(p_row_pages + start // PAGE, start < end, other=0)
+    in_tree = (key >= base) & (key < end)
+    slot = tl.load(p_row_slots + key, in_tree, other=0)
+    slot = tl.where(in_tree, slot, page * PAGE + key % PAGE)
+    return (slot // PAGE * (KV_HEADS * PAGE) + slot % PAGE) * HEAD_DIM
