@@ -101,82 +101,104 @@ def _attend_kernel(
     sequence = tl.load(p_sequences + row, m_m, other=-1).to(tl.int32)
     first_sequence = tl.load(p_sequences + first_row).to(tl.int32)
     last_sequence = tl.max(sequence, 0)
-    last = tl.max(position, 0)
+    split = tl.program_id(2)
+    first = 0 if FUSED else split_start(split)
     if PDL:
         gdc_launch_dependents()
+    if first > tl.max(position, 0):
+        return
+    if PDL:
         gdc_wait()
     at_q = (row.to(tl.int64) * (KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM + d[None, :]
     m_q = m_m[:, None] & m_d[None, :]
     b_q = tl.load(p_q + at_q, m_q, other=0.0)
 
-    all_top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    all_total = tl.zeros((BLOCK_M,), tl.float32)
-    all_acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
-    # one program per split, or one for all of them
-    for split in range(tl.program_id(2), split_of(last) + 1, tl.num_programs(2)):
-        top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-        totals = tl.zeros((BLOCK_M, 16), tl.float32)
-        acc = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
-        for seq in range(first_sequence, last_sequence + 1):
-            mine = sequence == seq
-            base = tl.load(p_bases + seq).to(tl.int32)
-            high = tl.max(tl.where(mine, position, -1), 0)
-            low = split_start(split)
-            if WINDOW > 0:
-                oldest = tl.min(tl.where(mine, position, 1 << 30), 0) - WINDOW + 1
-                low = tl.maximum(low, oldest // TILE * TILE)
-            end = tl.minimum(split_start(split + 1), high + 1)
-            tree_start = tl.minimum(tl.maximum(base // TILE * TILE, low), end)
-            # tiles below the base, whose keys are all there, and which the compiler loads ahead; then those that reach above it
-            for start in tl.range(low, tree_start, TILE, num_stages=STAGES):
-                key = start + lane
-                at_page = _page_keys(p_pages + seq * P, key, start, kv_head, KV_HEADS, PAGE)
-                at_kv = at_page[:, None] * HEAD_DIM + d[None, :]
-                b_k = tl.load(p_k + at_kv, m_d[None, :], other=0.0)
-                b_v = tl.load(p_v + at_kv, m_d[None, :], other=0.0)
-                keep = _visible(mine, key, position, WINDOW)
-                weights, factor, top = softmax_step(scores(b_q, b_k, SCALE, SOFTCAP), keep, top)
-                weights = weights.to(b_v.dtype)
-                totals = tl.dot(weights, ones, totals * factor[:, None])
-                acc = tl.dot(weights, b_v, acc * factor[:, None])
-            for start in tl.range(tree_start, end, TILE, num_stages=1):
-                key = start + lane
-                at_page = _page_keys(p_pages + seq * P, key, start, kv_head, KV_HEADS, PAGE)
-                m_kv = ((key <= high) & (key < base))[:, None] & m_d[None, :]
-                at_kv = at_page[:, None] * HEAD_DIM + d[None, :]
-                b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
-                b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
-                s = scores(b_q, b_k, SCALE, SOFTCAP)
-                # rows of the tree read these tiles each for itself
-                own = mine & (position >= base)
-                own_first = tl.min(tl.where(own, row, 1 << 30), 0)
-                own_end = tl.max(tl.where(own, row, -1), 0) + 1
-                m_own = (key <= high)[:, None] & m_d[None, :]
-                for r in range(own_first, own_end):
-                    at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
-                    b_k_r = tl.load(p_k + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
-                    s = tl.where((row == r)[:, None], scores(b_q, b_k_r, SCALE, SOFTCAP), s)
-                weights, factor, top = softmax_step(s, _visible(mine, key, position, WINDOW), top)
-                weights = weights.to(b_v.dtype)
-                totals = tl.dot(weights, ones, totals * factor[:, None])
-                scaled = acc * factor[:, None]
-                acc = tl.dot(weights, b_v, scaled)
-                for r in range(own_first, own_end):
-                    at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
-                    b_v_r = tl.load(p_v + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
-                    acc = tl.where((row == r)[:, None], tl.dot(weights, b_v_r, scaled), acc)
-        # every column of the product with ones holds the sum
-        total = tl.max(totals, 1)
+    top, totals, acc = _no_keys(BLOCK_M, BLOCK_DIM)
+    all_top, all_totals, all_acc = _no_keys(BLOCK_M, BLOCK_DIM)
+    all_total = tl.max(all_totals, 1)
+    for seq in range(first_sequence, last_sequence + 1):
+        mine = sequence == seq
+        base = tl.load(p_bases + seq).to(tl.int32)
+        high = tl.max(tl.where(mine, position, -1), 0)
+        low = first
+        # every row sees the tiles whole that end here, and, with a window, begin at `windowed` or above
+        whole = tl.min(tl.where(mine, position, tl.where(m_m, -1, 1 << 30)), 0) + 1
+        windowed = high - WINDOW + 1 if WINDOW > 0 else 0
+        if WINDOW > 0:
+            oldest = tl.min(tl.where(mine, position, 1 << 30), 0) - WINDOW + 1
+            low = tl.maximum(low, oldest // TILE * TILE)
+        end = high + 1
+        if not FUSED:
+            end = tl.minimum(split_start(split + 1), end)
+        tree_start = tl.minimum(tl.maximum(base // TILE * TILE, low), end)
+        # tiles below the base, whose keys are all there, and which the compiler loads ahead; then those that reach above it
+        for start in tl.range(low, tree_start, TILE, num_stages=STAGES):
+            key = start + lane
+            at_page = _page_keys(p_pages + seq * P, key, start, kv_head, KV_HEADS, PAGE)
+            at_kv = at_page[:, None] * HEAD_DIM + d[None, :]
+            b_k = tl.load(p_k + at_kv, m_d[None, :], other=0.0)
+            b_v = tl.load(p_v + at_kv, m_d[None, :], other=0.0)
+            s = scores(b_q, b_k, SCALE, SOFTCAP)
+            # Triton 3.6 cannot compile the branch for larger blocks
+            if BLOCK_M > 128 or (start + TILE > whole) | (start < windowed):
+                s = tl.where(_visible(mine, key, position, WINDOW), s, float("-inf"))
+            weights, factor, top = softmax_step(s, top)
+            weights = weights.to(b_v.dtype)
+            totals = tl.dot(weights, ones, totals * factor[:, None])
+            acc = tl.dot(weights, b_v, acc * factor[:, None])
+            if FUSED and split_of(start + TILE) != split_of(start):
+                all_top, all_total, all_acc = merge_step(all_top, all_total, all_acc, top, tl.max(totals, 1), acc)
+                top, totals, acc = _no_keys(BLOCK_M, BLOCK_DIM)
+        for start in tl.range(tree_start, end, TILE, num_stages=1):
+            key = start + lane
+            at_page = _page_keys(p_pages + seq * P, key, start, kv_head, KV_HEADS, PAGE)
+            m_kv = ((key <= high) & (key < base))[:, None] & m_d[None, :]
+            at_kv = at_page[:, None] * HEAD_DIM + d[None, :]
+            b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
+            b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
+            s = scores(b_q, b_k, SCALE, SOFTCAP)
+            # rows of the tree read these tiles each for itself
+            own = mine & (position >= base)
+            own_first = tl.min(tl.where(own, row, 1 << 30), 0)
+            own_end = tl.max(tl.where(own, row, -1), 0) + 1
+            m_own = (key <= high)[:, None] & m_d[None, :]
+            for r in range(own_first, own_end):
+                at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
+                b_k_r = tl.load(p_k + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
+                s = tl.where((row == r)[:, None], scores(b_q, b_k_r, SCALE, SOFTCAP), s)
+            s = tl.where(_visible(mine, key, position, WINDOW), s, float("-inf"))
+            weights, factor, top = softmax_step(s, top)
+            weights = weights.to(b_v.dtype)
+            totals = tl.dot(weights, ones, totals * factor[:, None])
+            scaled = acc * factor[:, None]
+            acc = tl.dot(weights, b_v, scaled)
+            for r in range(own_first, own_end):
+                at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
+                b_v_r = tl.load(p_v + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
+                acc = tl.where((row == r)[:, None], tl.dot(weights, b_v_r, scaled), acc)
+            if FUSED and split_of(start + TILE) != split_of(start):
+                all_top, all_total, all_acc = merge_step(all_top, all_total, all_acc, top, tl.max(totals, 1), acc)
+                top, totals, acc = _no_keys(BLOCK_M, BLOCK_DIM)
         if FUSED:
-            all_top, all_total, all_acc = merge_step(all_top, all_total, all_acc, top, total, acc)
-        else:
-            at_split = tl.cast(split, tl.int64) * R * (KV_HEADS * GROUP)
-            at_row = at_split + row.to(tl.int64) * (KV_HEADS * GROUP) + head
-            tl.store(p_tops + at_row, top, m_m)
-            tl.store(p_totals + at_row, total, m_m)
-            tl.store(p_out + at_split * HEAD_DIM + at_q, acc, m_q)
+            # the split that the sequence ends in; where it ended before, nothing
+            all_top, all_total, all_acc = merge_step(all_top, all_total, all_acc, top, tl.max(totals, 1), acc)
+            top, totals, acc = _no_keys(BLOCK_M, BLOCK_DIM)
     if FUSED:
         tl.store(p_out + at_q, (all_acc / all_total[:, None]).to(p_out.dtype.element_ty), m_q)
+    else:
+        at_split = tl.cast(split, tl.int64) * R * (KV_HEADS * GROUP)
+        at_row = at_split + row.to(tl.int64) * (KV_HEADS * GROUP) + head
+        tl.store(p_tops + at_row, top, m_m)
+        # every column of the product with ones holds the sum
+        tl.store(p_totals + at_row, tl.max(totals, 1), m_m)
+        tl.store(p_out + at_split * HEAD_DIM + at_q, acc, m_q)
+
+
+@triton.jit
+def _no_keys(BLOCK_M: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """(maximum, sum of weights in 16 columns, sum of weighted values) of no key."""
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    return top, tl.zeros((BLOCK_M, 16), tl.float32), tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
 
 
 @triton.jit
@@ -366,7 +388,9 @@ def choose_plan(num_rows: int, num_sequences: int, kv_heads: int, block_group: i
     """Rows that share a program: one while rows are few or each has its own sequence, a matrix tile's worth for chunks."""
     per_sequence = num_rows // max(1, num_sequences)
     if per_sequence > 64 or (per_sequence >= 16 and num_rows >= 512):
-        return Plan(max(2, 128 // block_group), 8, 2, True)
+        if block_dim > 128 or block_group > 32:  # these sums want the registers of eight warps
+            return Plan(max(2, 128 // block_group), 8, 2, True)
+        return Plan(64 // block_group, 4, 3, True)
     if per_sequence >= 8 and block_group < 16 and num_rows * kv_heads * splits > _ONE_WAVE:
         return Plan(max(2, 16 // block_group), 4, 2, False)
     if num_rows <= 2 or block_dim > 128:

@@ -110,8 +110,8 @@ def attend_row_kernel(
         if PAIRS:
             # both products, then both softmax steps, so that neither waits for the other's weights
             s_2 = scores(b_q, b_k_2, SCALE, SOFTCAP)
-            weights, factor, top = softmax_step(s, _row_sees(key, end, last, WINDOW)[None, :], top)
-            weights_2, factor_2, top = softmax_step(s_2, _row_sees(key + TILE, end, last, WINDOW)[None, :], top)
+            weights, factor, top = softmax_step(_seen(s, key, end, last, WINDOW), top)
+            weights_2, factor_2, top = softmax_step(_seen(s_2, key + TILE, end, last, WINDOW), top)
             weights, weights_2 = weights.to(b_v.dtype), weights_2.to(b_v.dtype)
             totals = tl.dot(weights, ones, totals * factor[:, None])
             acc = tl.dot(weights, b_v, acc * factor[:, None])
@@ -131,7 +131,7 @@ def attend_row_kernel(
             m_next = (start + TILE + lane < end) & m_d
             b_k_next = tl.load(p_k + at, m_next, other=0.0)
             b_v_next = tl.load(p_v + at, m_next, other=0.0)
-            weights, factor, top = softmax_step(s, _row_sees(key, end, last, WINDOW)[None, :], top)
+            weights, factor, top = softmax_step(_seen(s, key, end, last, WINDOW), top)
             weights = weights.to(b_v.dtype)
             totals = tl.dot(weights, ones, totals * factor[:, None])
             acc = tl.dot(weights, b_v, acc * factor[:, None])
@@ -157,12 +157,12 @@ def attend_row_kernel(
 
 
 @triton.jit
-def _row_sees(key, end, last, WINDOW: tl.constexpr):
-    """[keys]: which of them, below `end`, the row at position `last` sees."""
+def _seen(s, key, end, last, WINDOW: tl.constexpr):
+    """Scores [heads, keys] of the keys below `end` that the row at position `last` sees, -inf of the others."""
     keep = key < end
     if WINDOW > 0:
         keep = keep & (key > last - WINDOW)
-    return keep
+    return tl.where(keep[None, :], s, float("-inf"))
 
 
 @triton.jit

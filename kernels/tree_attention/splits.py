@@ -43,9 +43,11 @@ def scores(b_q, b_k, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def softmax_step(s, keep, top):
-    """(weights, factor of the sums so far, new maximum); a row with no key yet keeps -inf and sums of zero."""
-    s = tl.where(keep, s, float("-inf"))
+def softmax_step(s, top):
+    """(weights, factor of the sums so far, new maximum), from scores that are -inf where a row sees no key.
+
+    A row with no key yet keeps -inf and sums of zero.
+    """
     new_top = tl.maximum(top, tl.max(s, 1))
     finite = tl.where(new_top == float("-inf"), 0.0, new_top)
     return tl.exp2(s - finite[:, None]), tl.exp2(top - finite), new_top
