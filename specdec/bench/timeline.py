@@ -2,7 +2,9 @@
 
 The engine decodes random prompts with random weights under the profiler, as `specdec bench speed --shape` does. Kernels
 overlap, so a kernel is charged from where the one before it ended to its own end. Idle is what no kernel covers; the largest
-single gap of a round is where the host would be waited for. The profiler itself slows rounds a little.
+single gap of a round is where the host would be waited for. All but that is of the commonest kind of round, those with the
+same launches: while some streams still read their prompts, or few are left, rounds are others. The profiler itself slows
+rounds a little.
 """
 
 import argparse
@@ -10,8 +12,8 @@ import itertools
 import json
 import statistics
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,15 +39,42 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Medians over rounds, microseconds.
+    """Medians over the rounds of the commonest kind, microseconds.
 
-    charged: by kernel, (launches, time). idle: time that no kernel covers. gaps: each round's largest gap.
+    rounds: how many those are, and how many there were. charged: by kernel, (launches, time). idle: time that no kernel covers.
+    gaps: the largest of each round, of all kinds.
     """
 
+    rounds: tuple[int, int]
     round: float
-    charged: dict[str, tuple[float, float]]
+    charged: dict[str, tuple[int, float]]
     idle: float
     gaps: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """One round: launches and time by kernel, microseconds."""
+
+    length: float
+    launches: Counter[str]
+    times: dict[str, float]
+    idle: float
+    gap: float
+
+    @staticmethod
+    def of(kernels: Sequence[Kernel], begin: float) -> "_Round":
+        """Of its kernels in order of their ends."""
+        launches: Counter[str] = Counter()
+        times: dict[str, float] = defaultdict(float)
+        idle, gap, clock = 0.0, 0.0, begin
+        for kernel in kernels:
+            waited = max(kernel.start - clock, 0.0)
+            idle, gap = idle + waited, max(gap, waited)
+            launches[kernel.name] += 1
+            times[kernel.name] += kernel.end - max(clock, kernel.start)
+            clock = max(clock, kernel.end)
+        return _Round(kernels[-1].end - begin, launches, times, idle, gap)
 
 
 def read_trace(path: Path) -> list[Kernel]:
@@ -63,25 +92,17 @@ def summarise(kernels: Iterable[Kernel]) -> Timeline:
         rounds[-1].append(kernel)
         if kernel.name == _LAST_KERNEL:
             rounds.append([])
-    charged: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    lengths, idles, gaps = [], [], []
-    for before, mine in itertools.pairwise(rounds[1:-1]):
-        clock = before[-1].end
-        lengths.append(mine[-1].end - clock)
-        own: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
-        idle, gap = 0.0, 0.0
-        for kernel in mine:
-            waited = max(kernel.start - clock, 0.0)
-            idle, gap = idle + waited, max(gap, waited)
-            count, time = own[kernel.name]
-            own[kernel.name] = (count + 1, time + kernel.end - max(clock, kernel.start))
-            clock = max(clock, kernel.end)
-        idles.append(idle)
-        gaps.append(gap)
-        for name, value in own.items():
-            charged[name].append(value)
-    medians = {n: (statistics.median(c for c, _ in v), statistics.median(t for _, t in v)) for n, v in charged.items()}
-    return Timeline(statistics.median(lengths), medians, statistics.median(idles), gaps)
+    found = [_Round.of(mine, before[-1].end) for before, mine in itertools.pairwise(rounds[1:-1])]
+    kinds = Counter(frozenset(round_.launches.items()) for round_ in found)
+    commonest, count = kinds.most_common(1)[0]
+    alike = [round_ for round_ in found if round_.launches.items() == commonest]
+    return Timeline(
+        rounds=(count, len(found)),
+        round=statistics.median(r.length for r in alike),
+        charged={name: (launches, statistics.median(r.times[name] for r in alike)) for name, launches in commonest},
+        idle=statistics.median(r.idle for r in alike),
+        gaps=[r.gap for r in found],
+    )
 
 
 def measure(llm: LLM, streams: int, prompt: int, tokens: int) -> Timeline:
@@ -118,9 +139,10 @@ def main() -> None:
         for streams in args.streams:
             found = measure(llm, streams, args.prompt, args.tokens)
             print(f"\n{streams} streams, drafter {drafter}, {args.prompt} prompt tokens: {found.round:.0f} us a round")
+            print(f"{found.rounds[0]} of {found.rounds[1]} rounds, those of the commonest kind")
             print(f"{'kernel':<70}{'launches':>9}{'us':>9}{'us each':>9}")
             for name, (count, time) in sorted(found.charged.items(), key=lambda item: -item[1][1]):
-                print(f"{name[:68]:<70}{count:>9.0f}{time:>9.1f}{time / count:>9.2f}")
+                print(f"{name[:68]:<70}{count:>9}{time:>9.1f}{time / count:>9.2f}")
             gaps = sorted(found.gaps)
             largest = f"median {statistics.median(gaps):.1f}, 90 % {gaps[int(len(gaps) * 0.9)]:.1f}"
             print(f"idle {found.idle:.1f}; largest gap: {largest}")

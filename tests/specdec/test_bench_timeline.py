@@ -26,6 +26,17 @@ def test_a_kernel_is_charged_from_the_end_of_the_one_before_it() -> None:
     assert set(timeline.gaps) == {5}
 
 
+def test_only_rounds_of_the_commonest_kind_are_told() -> None:
+    kernels = rounds(6)
+    odd = [Kernel("c", 600, 900), Kernel("_commit_kernel", 940, 1000)]  # a prompt, say
+    after = [Kernel(k.name, k.start + 1000, k.end + 1000) for k in rounds(1)]
+    timeline = summarise([*kernels, *odd, *after])
+    assert timeline.rounds == (5, 6)
+    assert timeline.round == 100
+    assert set(timeline.charged) == {"a", "b", "_commit_kernel"}
+    assert max(timeline.gaps) == 40
+
+
 def test_a_trace_is_read_in_order_of_ends(tmp_path: Path) -> None:
     events = [
         {"cat": "kernel", "name": "late", "ts": 10, "dur": 5.5},
