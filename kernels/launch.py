@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import torch
+import triton
 
 _SHARED_MEMORY_CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent
 _asked: set[int] = set()
@@ -14,6 +15,19 @@ _asked: set[int] = set()
 def overlaps(device: torch.device) -> bool:
     """Whether kernels there are chained by programmatic dependent launch, which Hopper brought."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> tuple[int, int]:
+    """(bytes that a program may have at most, buffers fewer than stages that its pipeline of loads needs).
+
+    There is no limit in Triton's interpreter.
+    """
+    if device.type != "cuda":
+        return 1 << 30, 0
+    most = int(triton.runtime.driver.active.utils.get_device_properties(device.index or 0)["max_shared_mem"])
+    # Hopper's products read their operands from shared memory, so a tile stays there until its product is done
+    return most, 0 if overlaps(device) else 1
 
 
 def leave_room(kernel: Any) -> None:

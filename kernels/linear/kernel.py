@@ -5,7 +5,8 @@ Kernels are chained by programmatic dependent launch: each lets its successor st
 before it waits for its predecessor's output. Legend: M rows, N outputs, K inputs, S splits of K.
 """
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -13,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from specdec.kernels.launch import leave_room, overlaps
+from specdec.kernels.launch import leave_room, overlaps, shared_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,22 @@ class Tile:
             "num_warps": self.warps,
             "enable_fp_fusion": False,
         }
+
+    def fitted(self, most_bytes: int, saved_buffers: int = 0, wide: int = 1) -> "Tile":
+        """With fewer or smaller loads in flight, where a program has no more shared memory; see `shared_memory`.
+
+        wide: rows of weights for each output.
+        """
+        chains = 1 if self.in_turn else 4
+        stages, k = self.stages, self.k
+        while chains * (self.m + wide * self.n) * k * 2 * max(1, stages - saved_buffers) > most_bytes and (
+            k > 16 or stages > 1
+        ):
+            if stages > 3 or k == 16:
+                stages -= 1
+            else:
+                k //= 2
+        return replace(self, stages=stages, k=k)
 
 
 @triton.jit
@@ -370,6 +387,12 @@ def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
     return Tile(m, 16, 64, 4, 6 if m <= 16 else 4)
 
 
+@functools.cache
+def fitted(tile: Tile, device: torch.device, wide: int = 1) -> Tile:
+    """`Tile.fitted` to a device."""
+    return tile.fitted(*shared_memory(device), wide)
+
+
 def _launch(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor, splits: int, tile: Tile
 ) -> None:
@@ -377,6 +400,7 @@ def _launch(
     width = weight.shape[0]
     assert depth % splits == 0, "splits of K are equal"
     pdl = overlaps(x.device)
+    tile = fitted(tile, x.device)
     grid = (triton.cdiv(num_rows, tile.m) * triton.cdiv(width, tile.n), splits)
     kernel = _linear_kernel[grid](
         x,

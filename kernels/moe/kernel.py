@@ -22,6 +22,7 @@ from specdec.kernels.launch import overlaps
 from specdec.kernels.linear.kernel import (
     Tile,
     chained_product,
+    fitted,
     norm_warps,
     normalised,
     num_chains,
@@ -323,8 +324,8 @@ def experts_triton(
     num_experts, inner = down_XEI.shape[0], down_XEI.shape[2]
     act = x_RE.new_empty((num_rows * k, inner))
     out = x_RE.new_empty((num_rows * k, hidden))
-    gate_up_tile = gate_up_tile or choose_tile(num_rows, k, num_experts, True)
-    down_tile = down_tile or choose_tile(num_rows, k, num_experts, False)
+    gate_up_tile = fitted(gate_up_tile or choose_tile(num_rows, k, num_experts, True), x_RE.device, 2)
+    down_tile = fitted(down_tile or choose_tile(num_rows, k, num_experts, False), x_RE.device)
     if num_rows > DIRECT_ROWS:
         groups = group_triton(experts_Rk, num_experts)
         _launch_grouped(x_RE, gate_up_XIE, k, groups, act, True, gate_up_tile)

@@ -388,8 +388,10 @@ def choose_plan(num_rows: int, num_sequences: int, kv_heads: int, block_group: i
     """Rows that share a program: one while rows are few or each has its own sequence, a matrix tile's worth for chunks."""
     per_sequence = num_rows // max(1, num_sequences)
     if per_sequence > 64 or (per_sequence >= 16 and num_rows >= 512):
-        if block_dim > 128 or block_group > 32:  # these sums want the registers of eight warps
-            return Plan(max(2, 128 // block_group), 8, 2, True)
+        if block_group > 32:
+            return Plan(2, 8, 2, True)
+        if block_dim > 128 and block_group <= 16:  # small GPUs have no shared memory for more of such heads
+            return Plan(32 // block_group, 4, 2, True)
         return Plan(64 // block_group, 4, 3, True)
     if per_sequence >= 8 and block_group < 16 and num_rows * kv_heads * splits > _ONE_WAVE:
         return Plan(max(2, 16 // block_group), 4, 2, False)
