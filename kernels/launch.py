@@ -39,9 +39,9 @@ def leave_room(kernel: Any) -> None:
     row are compiled by themselves, so those of many keep their cache.
 
     Args:
-        kernel: what a launch returned; None where there was no GPU.
+        kernel: what a launch on a GPU returned.
     """
-    if kernel is None or kernel.function in _asked:
+    if kernel.function in _asked:
         return
     _asked.add(kernel.function)
     # a hint: where it fails, nothing but speed is lost

@@ -421,5 +421,5 @@ def _launch(
         launch_pdl=pdl,
         **tile.options,
     )
-    if num_rows == 1:
+    if pdl and num_rows == 1:
         leave_room(kernel)

@@ -129,7 +129,8 @@ def norm_and_route_triton(
         num_warps=norm_warps(block),
         enable_fp_fusion=False,
     )
-    leave_room(kernel)
+    if pdl:
+        leave_room(kernel)
     return normed, *_choose_experts(logits, k, renormalise)
 
 
@@ -158,6 +159,6 @@ def _choose_experts(logits: Tensor, k: int, renormalise: bool) -> tuple[Tensor, 
         num_warps=4,
         enable_fp_fusion=False,
     )
-    if num_rows == 1:
+    if pdl and num_rows == 1:
         leave_room(kernel)
     return weights, experts

@@ -131,6 +131,6 @@ def heads_triton(
         num_warps=4,
         enable_fp_fusion=False,
     )
-    if num_rows == 1:
+    if pdl and num_rows == 1:
         leave_room(kernel)
     return q

@@ -343,7 +343,7 @@ def tree_attention_triton(
             PAIRS=plan.pairs,
             **shape,
         )
-        if num_rows == 1:
+        if pdl and num_rows == 1:
             leave_room(kernel)
     else:
         _attend_kernel[(triton.cdiv(num_rows, plan.rows), kv_heads, 1 if plan.fused else splits)](
@@ -379,7 +379,7 @@ def tree_attention_triton(
             maxnreg=128 if many else 255,
             enable_fp_fusion=False,
         )
-        if num_rows == 1:
+        if pdl and num_rows == 1:
             leave_room(kernel)
     return out
 
