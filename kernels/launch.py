@@ -45,9 +45,14 @@ def leave_room(kernel: Any) -> None:
         return
     _asked.add(kernel.function)
     # a hint: where it fails, nothing but speed is lost
-    _cuda().cuFuncSetAttribute(ctypes.c_void_p(kernel.function), _SHARED_MEMORY_CARVEOUT, 100)
+    if (driver := _driver()) is not None:
+        driver.cuFuncSetAttribute(ctypes.c_void_p(kernel.function), _SHARED_MEMORY_CARVEOUT, 100)
 
 
 @functools.cache
-def _cuda() -> ctypes.CDLL:
-    return ctypes.CDLL("libcuda.so.1")
+def _driver() -> ctypes.CDLL | None:
+    """NVIDIA's driver, where it has the name that it has on Linux."""
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
