@@ -19,9 +19,8 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from specdec.kernels.launch import leave_room, overlaps
-from specdec.kernels.tree_attention.rows import attend_row_kernel
+from specdec.kernels.tree_attention.rows import CHANGING, attend_row_kernel
 from specdec.kernels.tree_attention.splits import (
-    CHANGING,
     TILE,
     merge_step,
     num_splits,
@@ -333,7 +332,7 @@ def tree_attention_triton(
     sizes = (num_rows, page_table_SP.shape[1], ancestor_slots_RD.shape[1])
     arguments = (q_RHD, k_pages, v_pages, acc, tops, totals, positions_R, sequences_R, bases_S)
     if plan.rows == 1:
-        kernel = attend_row_kernel[(num_rows, kv_heads, 1 if plan.fused else splits)](
+        attend_row_kernel[(num_rows, kv_heads, 1 if plan.fused else splits)](
             *arguments,
             starts_S,
             *lookups,
@@ -343,8 +342,6 @@ def tree_attention_triton(
             PAIRS=plan.pairs,
             **shape,
         )
-        if pdl and num_rows == 1:
-            leave_room(kernel)
     else:
         _attend_kernel[(triton.cdiv(num_rows, plan.rows), kv_heads, 1 if plan.fused else splits)](
             *arguments,

@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 TILE = 64  # keys
-CHANGING = ["P", "D"]  # from round to round; a variant for each of their divisors would take a second to compile
 
 
 @triton.jit
