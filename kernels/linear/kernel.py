@@ -306,7 +306,7 @@ def linear_triton(
     """
     num_rows, width = x.shape[0], weight.shape[0]
     out = x.new_empty((num_rows, width), dtype=out_dtype or x.dtype)
-    _launch(x, weight, bias, residual, out, 1, tile or choose_tile(num_rows, width, x.shape[1]))
+    _launch(x, weight, bias, residual, out, 1, tile or device_tile(num_rows, width, x.shape[1], x.device))
     return out
 
 
@@ -387,10 +387,10 @@ def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
     return Tile(m, 16, 64, 4, 6 if m <= 16 else 4)
 
 
-@functools.cache
-def fitted(tile: Tile, device: torch.device, wide: int = 1) -> Tile:
-    """`Tile.fitted` to a device."""
-    return tile.fitted(*shared_memory(device), wide)
+@functools.lru_cache(maxsize=4096)  # rounds launched kernel by kernel wait for the host
+def device_tile(num_rows: int, width: int, depth: int, device: torch.device) -> Tile:
+    """`choose_tile`, fitted to the device."""
+    return choose_tile(num_rows, width, depth).fitted(*shared_memory(device))
 
 
 def _launch(
@@ -400,7 +400,6 @@ def _launch(
     width = weight.shape[0]
     assert depth % splits == 0, "splits of K are equal"
     pdl = overlaps(x.device)
-    tile = fitted(tile, x.device)
     grid = (triton.cdiv(num_rows, tile.m) * triton.cdiv(width, tile.n), splits)
     kernel = _linear_kernel[grid](
         x,

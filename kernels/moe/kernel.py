@@ -18,15 +18,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from specdec.kernels.launch import overlaps
+from specdec.kernels.launch import overlaps, shared_memory
 from specdec.kernels.linear.kernel import (
     Tile,
     chained_product,
-    fitted,
-    norm_warps,
-    normalised,
     num_chains,
 )
+from specdec.kernels.moe.combine import combine_triton
 from specdec.kernels.moe.routing import norm_and_route_triton
 
 DIRECT_ROWS = 16
@@ -242,58 +240,6 @@ def _grouped_kernel(
     )  # fmt: skip
 
 
-@triton.jit
-def _combine_kernel(
-    p_parts,
-    p_weights,
-    p_residual,
-    p_norm,
-    p_arrivals,
-    p_out,
-    p_normed,
-    eps,
-    E: tl.constexpr,
-    TOP_K: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    RESETS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_TOP: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """One row per program: out = residual + sum over rank of weight * part; then the next layer's norm.
-
-    The kernel before lets this one start only when what precedes the experts is there: weights and residual need no wait.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    if PDL:
-        gdc_launch_dependents()
-    e = tl.arange(0, BLOCK)
-    rank = tl.arange(0, BLOCK_TOP)
-    m_e = e < E
-    m_rank = rank < TOP_K
-    weights = tl.load(p_weights + row * TOP_K + rank, m_rank, other=0.0)
-    if HAS_RESIDUAL:
-        b_residual = tl.load(p_residual + row * E + e, m_e, other=0.0).to(tl.float32)
-    if HAS_NORM:
-        b_norm = tl.load(p_norm + e, m_e, other=0.0).to(tl.float32)
-    if PDL:
-        gdc_wait()
-    # all loads at once: they are what this kernel waits for
-    at = (row * TOP_K + rank)[:, None] * E + e[None, :]
-    parts = tl.load(p_parts + at, m_rank[:, None] & m_e[None, :], other=0.0).to(tl.float32)
-    acc = tl.sum(parts * weights[:, None], 0)
-    if RESETS:
-        tl.store(p_arrivals + row * TOP_K + rank, tl.zeros((BLOCK_TOP,), tl.int32), m_rank)
-    DTYPE: tl.constexpr = p_out.dtype.element_ty
-    acc = acc.to(DTYPE).to(tl.float32)
-    if HAS_RESIDUAL:
-        acc = (acc + b_residual).to(DTYPE).to(tl.float32)
-    tl.store(p_out + row * E + e, acc.to(DTYPE), m_e)
-    if HAS_NORM:
-        tl.store(p_normed + row * E + e, normalised(acc, b_norm, eps, E, DTYPE), m_e)
-
-
 def group_triton(experts_Rk: Tensor, num_experts: int) -> Groups:
     """Sort the pairs by expert, ascending within an expert, without the host."""
     num_pairs, pdl = experts_Rk.numel(), overlaps(experts_Rk.device)
@@ -324,8 +270,8 @@ def experts_triton(
     num_experts, inner = down_XEI.shape[0], down_XEI.shape[2]
     act = x_RE.new_empty((num_rows * k, inner))
     out = x_RE.new_empty((num_rows * k, hidden))
-    gate_up_tile = fitted(gate_up_tile or choose_tile(num_rows, k, num_experts, True), x_RE.device, 2)
-    down_tile = fitted(down_tile or choose_tile(num_rows, k, num_experts, False), x_RE.device)
+    gate_up_tile = gate_up_tile or device_tile(num_rows, k, num_experts, True, x_RE.device)
+    down_tile = down_tile or device_tile(num_rows, k, num_experts, False, x_RE.device)
     if num_rows > DIRECT_ROWS:
         groups = group_triton(experts_Rk, num_experts)
         _launch_grouped(x_RE, gate_up_XIE, k, groups, act, True, gate_up_tile)
@@ -369,49 +315,6 @@ def experts_triton(
         enable_fp_fusion=False,
     )
     return out
-
-
-def combine_triton(
-    parts_PE: Tensor,
-    weights_Rk: Tensor,
-    residual_RE: Tensor | None = None,
-    norm_E: Tensor | None = None,
-    eps: float = 1e-6,
-    *,
-    arrivals: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(residual + weighted sum over rank, its RMS norm times `norm_E`), each [R, E]; without norm_E the sum twice.
-
-    weights and residual are read before the kernel just before this one, which made the parts, has ended. arrivals: see
-    `experts_triton`.
-    """
-    num_rows, k = weights_Rk.shape
-    hidden, pdl = parts_PE.shape[1], overlaps(parts_PE.device)
-    out = parts_PE.new_empty((num_rows, hidden))
-    normed = torch.empty_like(out) if norm_E is not None else out
-    block = triton.next_power_of_2(hidden)
-    _combine_kernel[(num_rows,)](
-        parts_PE,
-        weights_Rk,
-        residual_RE,
-        norm_E,
-        arrivals,
-        out,
-        normed,
-        eps,
-        hidden,
-        k,
-        residual_RE is not None,
-        norm_E is not None,
-        arrivals is not None,
-        block,
-        triton.next_power_of_2(k),
-        PDL=pdl,
-        launch_pdl=pdl,
-        num_warps=norm_warps(block),
-        enable_fp_fusion=False,
-    )
-    return out, normed
 
 
 def moe_triton(
@@ -466,6 +369,12 @@ def choose_tile(num_rows: int, k: int, num_experts: int, gated: bool) -> Tile:
     if gated and per_expert > 256:
         return Tile(128, 64, 64, 8, 4, True)
     return Tile(64, 64 if gated else 128, 64, 4, 4, True)
+
+
+@functools.lru_cache(maxsize=4096)
+def device_tile(num_rows: int, k: int, num_experts: int, gated: bool, device: torch.device) -> Tile:
+    """`choose_tile`, fitted to the device."""
+    return choose_tile(num_rows, k, num_experts, gated).fitted(*shared_memory(device), 2 if gated else 1)
 
 
 def _launch_grouped(x: Tensor, weight: Tensor, k: int, groups: Groups, out: Tensor, gated: bool, tile: Tile) -> None:

@@ -17,7 +17,8 @@ import triton
 from torch import Tensor
 
 from specdec.kernels.linear.kernel import linear_triton, rms_norm_triton
-from specdec.kernels.moe.kernel import combine_triton, experts_triton, moe_triton
+from specdec.kernels.moe.combine import combine_triton
+from specdec.kernels.moe.kernel import experts_triton, moe_triton
 from specdec.kernels.moe.routing import route_triton
 from specdec.kernels.tree_attention.heads import heads_triton
 from specdec.kernels.tree_attention.kernel import tree_attention_triton

@@ -1,4 +1,4 @@
-"""Prints as JSON how much shared memory the largest kernels need when compiled for a small GPU; needs none.
+"""Prints as JSON which of the largest kernels, compiled for a small GPU, need more shared memory than it has; runs on none.
 
 A process of its own, because the tests' kernels are interpreted.
 """
