@@ -23,7 +23,7 @@ from specdec.kernels.chain import ChainRows, Chains, Match, Told, chain_rows, co
 from specdec.kernels.gumbel import gumbel_argmax
 from specdec.kernels.suffix_match import SEPARATOR, suffix_match
 from specdec.loop_edits import LoopEdits
-from specdec.loop_members import LONGEST_MATCH, SHORTEST_MATCH, HistoryText, LoopRound, Member
+from specdec.loop_members import LONGEST_MATCH, SURE_MATCH, HistoryText, LoopPlan, LoopRound, Member
 from specdec.models.base import Model
 from specdec.request import SamplingParams
 from specdec.sampling import Kind
@@ -59,7 +59,7 @@ class _Underway:
     turn: int
     shape: tuple[int, int]  # of what the host is told
     members: int
-    width: int
+    plan: LoopPlan
     done: torch.cuda.Event | None = None  # since when `told` can be read
     before: torch.cuda.Event | None = None  # the same of the round that it follows at once
 
@@ -97,6 +97,8 @@ class DeviceLoop:
         self._told_TX = torch.zeros(_TURNS_KEPT, most_told, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._mirrors_S = of_sequences(torch.bool)
         self._most_drafts_S = of_sequences(torch.int64)
+        self._shortest = SURE_MATCH  # what the device was told last
+        self._shortest_1 = torch.full((1,), SURE_MATCH, dtype=torch.int64, device=device)
         self._seeds_S = of_sequences(torch.int64)
         self._temperatures_S = of_sequences(torch.float32)  # 1 where greedy
         self._noisy_S = of_sequences(torch.bool)  # False where greedy
@@ -124,7 +126,7 @@ class DeviceLoop:
     @property
     def rows_underway(self) -> int:
         """Rows of a sequence in all of them: by so much it may have grown at most."""
-        return sum(entry.width for entry in self._underway)
+        return sum(entry.plan.width for entry in self._underway)
 
     def width_limit(self, num_members: int) -> int:
         """The most rows that each of so many members may bring to a round."""
@@ -220,14 +222,12 @@ class DeviceLoop:
         return True
 
     @torch.inference_mode()
-    def enqueue(self, width: int, lookup: bool) -> None:
-        """One more round.
-
-        Args:
-            width: rows of each member.
-            lookup: look for matches.
-        """
-        key = self._key(width, lookup)
+    def enqueue(self, plan: LoopPlan) -> None:
+        """One more round."""
+        key = self._key(plan.width, plan.shortest > 0)
+        if plan.shortest != self._shortest:
+            self._shortest = plan.shortest
+            self._shortest_1.fill_(plan.shortest)  # in the stream's order: rounds underway have read the old one
         before = done = None
         if self._pool.device.type == "cuda":
             before = self._underway[-1].done if self._underway and key in self._graphs else None
@@ -238,7 +238,7 @@ class DeviceLoop:
             self._round(key)
         self._turn += 1
         self._underway.append(
-            _Underway(self._turn, (key.sequences, len(Told) + 2 * width), self._num_members, width, done, before)
+            _Underway(self._turn, (key.sequences, len(Told) + 2 * plan.width), self._num_members, plan, done, before)
         )
 
     def collect(self) -> LoopRound:
@@ -250,7 +250,7 @@ class DeviceLoop:
             seconds = entry.before.elapsed_time(entry.done) / 1e3 if entry.before is not None else None
         size, width = entry.shape
         told = self._told_TX[entry.turn % _TURNS_KEPT, : size * width].view(size, width)[: entry.members]
-        return LoopRound.read(told.numpy().copy(), entry.width, seconds)
+        return LoopRound.read(told.numpy().copy(), entry.plan, seconds)
 
     def discard(self) -> None:
         """Forget the rounds underway. What they still write lies behind what the host knows of, and later work comes after."""
@@ -288,7 +288,6 @@ class DeviceLoop:
             chains,
             match,
             width=key.width,
-            shortest=SHORTEST_MATCH,
             page_size=self._pool.page_size,
             spare_slot=self._pool.spare_slot,
         )
@@ -329,6 +328,7 @@ class DeviceLoop:
             page_table_SP=self._page_table(),
             mirrors_S=self._mirrors_S[:size],
             most_drafts_S=self._most_drafts_S[:size],
+            shortest_1=self._shortest_1,
             turns_1=self._turns_1,
             told_TX=self._told_TX,
         )

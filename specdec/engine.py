@@ -205,13 +205,13 @@ class Engine:
         assert self._loop is not None, "there is one to be in"
         underway = self._loop.num_underway
         if not all(self._ends_within(sequence, underway) for sequence in ready):
-            width, lookup = self._speculator.loop_plan(ready, self._loop.width_limit(len(ready)))
-            if not self._make_room_ahead(ready, width):
-                width = 1
-                if not self._make_room_ahead(ready, width):
+            plan = self._speculator.loop_plan(ready, self._loop.width_limit(len(ready)))
+            if not self._make_room_ahead(ready, plan.width):
+                plan = plan._replace(width=1)
+                if not self._make_room_ahead(ready, plan.width):
                     self._land()
                     return underway > 0
-            self._loop.enqueue(width, lookup)
+            self._loop.enqueue(plan)
             if underway < ROUNDS_AHEAD:
                 return True
         self._settle_ahead(self._loop.collect())
@@ -263,7 +263,7 @@ class Engine:
 
     def _settle_ahead(self, outcome: LoopRound) -> None:
         """Each sequence that is still there takes its tokens; those that end leave."""
-        self._speculator.observe_loop(outcome)
+        self._speculator.observe_loop(self._in_loop, outcome)
         accepted = outcome.accepted
         for index, sequence in enumerate(self._in_loop):
             # one that ended, or gave its pages back, has no use for what came after

@@ -1,7 +1,7 @@
 """Offline use: requests in, completions out, in one call."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 from specdec.assemble import Assembled, build
@@ -93,7 +93,7 @@ class LLM:
                 raise RoundError(completion.error)
         return list(completions.values())
 
-    def stream(self, request: Request) -> Iterator[RequestOutput]:
+    def stream(self, request: Request) -> Generator[RequestOutput, None, None]:
         """The deltas of one request as they come; closing the iterator aborts the request.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,8 @@ from specdec.request import SamplingParams
 from specdec.tree import IntArray
 
 LONGEST_MATCH = 16  # tokens; a longer one is no surer
-SHORTEST_MATCH = 2
+SURE_MATCH = 2  # always worth a look
+SHORTEST_MATCH = 1  # where rows are cheap
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -33,21 +35,31 @@ class Member:
     stop_ids: frozenset[int] = frozenset()
 
 
+class LoopPlan(NamedTuple):
+    """What each sequence brings to a round.
+
+    width: rows. shortest: a match of fewer tokens is not drafted from; 0 looks for none at all.
+    """
+
+    width: int
+    shortest: int
+
+
 @dataclass(frozen=True, slots=True)
 class LoopRound:
     """What a round told, on the host; one entry per member, in order.
 
     emitted: tokens that follow the root: the accepted drafts, then the target's own. drafted: how many were verified.
-    sound: False where the round must be run again by the host. found, guessed: see `Told`. origins: see `Origin`.
+    sound: False where the round must be run again by the host. matched, guessed: see `Told`. origins: see `Origin`.
     seconds: what it took; None unless it followed another round at once.
     """
 
-    width: int
+    plan: LoopPlan
     emitted: list[list[int]]
     drafted: list[int]
     sound: BoolArray
-    found: BoolArray
-    guessed: BoolArray
+    matched: list[int]
+    guessed: list[bool]
     origins: IntArray
     seconds: float | None
 
@@ -57,17 +69,16 @@ class LoopRound:
         return [len(tokens) - 1 for tokens in self.emitted]
 
     @staticmethod
-    def read(told: IntArray, width: int, seconds: float | None = None) -> "LoopRound":
-        """From what `commit_chains` tells, int64 [members, len(Told) + 2 * width]."""
-        rows, own = told.tolist(), len(Told) + width  # where the target's own tokens begin
-        flags = told[:, : len(Told)] != 0
+    def read(told: IntArray, plan: LoopPlan, seconds: float | None = None) -> "LoopRound":
+        """From what `commit_chains` tells, int64 [members, len(Told) + 2 * plan.width]."""
+        rows, own = told.tolist(), len(Told) + plan.width  # where the target's own tokens begin
         return LoopRound(
-            width=width,
+            plan=plan,
             emitted=[row[own : own + row[Told.ACCEPTED] + 1] for row in rows],
             drafted=[row[Told.DRAFTED] for row in rows],
-            sound=flags[:, Told.SOUND],
-            found=flags[:, Told.FOUND],
-            guessed=flags[:, Told.GUESSED],
+            sound=told[:, Told.SOUND] != 0,
+            matched=[row[Told.MATCHED] for row in rows],
+            guessed=[row[Told.GUESSED] != 0 for row in rows],
             origins=told[:, Told.ORIGIN],
             seconds=seconds,
         )

@@ -15,7 +15,7 @@ from specdec.config import EngineConfig
 from specdec.drafting import DraftContext, Drafter, Observation, Proposal
 from specdec.kernels.chain import Origin
 from specdec.lookup_width import WidthPolicy
-from specdec.loop_members import LONGEST_MATCH, LoopRound, Member
+from specdec.loop_members import LONGEST_MATCH, LoopPlan, LoopRound, Member
 from specdec.planner import Planner
 from specdec.request import SpeculationStats
 from specdec.sequence import Sequence
@@ -88,12 +88,14 @@ class Speculator:
     def start(self, sequence: Sequence) -> None:
         """The sequence runs for the first time."""
         self._planner.start(sequence.request_id)
+        self._width.start(sequence.request_id)
         for drafter in self.drafters:
             drafter.start(sequence.request_id, sequence.request.prompt_ids, sequence.request.prediction_ids)
 
     def release(self, sequence: Sequence, finished: bool) -> None:
         """The sequence is over."""
         self._planner.release(sequence.request_id)
+        self._width.release(sequence.request_id)
         for drafter in self.drafters:
             drafter.release(sequence.request_id, finished)
 
@@ -143,18 +145,19 @@ class Speculator:
             stop_ids=sequence.stop_ids,
         )
 
-    def loop_plan(self, sequences: SequenceOf[Sequence], limit: int) -> tuple[int, bool]:
-        """Rows that each sequence brings to the device loop's next round, at most `limit`; whether to look for drafts."""
+    def loop_plan(self, sequences: SequenceOf[Sequence], limit: int) -> LoopPlan:
+        """What each sequence brings to the device loop's next round, at most `limit` rows."""
         if not self.looks_up or not any(sequence.request.speculation.enabled for sequence in sequences):
-            return 1, False
-        return self._width.choose(len(sequences), max(len(sequence.tokens) for sequence in sequences), limit), True
+            return LoopPlan(1, 0)
+        context = max(len(sequence.tokens) for sequence in sequences)
+        return self._width.choose([sequence.request_id for sequence in sequences], context, limit)
 
-    def observe_loop(self, outcome: LoopRound) -> None:
+    def observe_loop(self, sequences: SequenceOf[Sequence], outcome: LoopRound) -> None:
         """What a round of the device loop gave and took."""
-        if self.looks_up:
-            self._width.observe(outcome)
+        if outcome.plan.shortest:
+            self._width.observe([sequence.request_id for sequence in sequences], outcome)
         if outcome.seconds is not None:
-            self._width.observe_seconds(len(outcome.emitted), outcome.width, outcome.seconds)
+            self._width.observe_seconds(len(sequences), outcome.plan, outcome.seconds)
 
     def observe_looked_up(self, sequence: Sequence, drafted: int, accepted: int, origin: int, emitted: SequenceOf[int]) -> None:
         """What became of a sequence's draft in a round of the device loop; the planner's trees are not concerned.

@@ -18,18 +18,17 @@ from specdec.kernels.linear import uses_triton
 __all__ = ["ChainRows", "Chains", "Match", "Origin", "Told", "chain_rows", "commit_chains"]
 
 
-def chain_rows(chains: Chains, match: Match | None, *, width: int, shortest: int, page_size: int, spare_slot: int) -> ChainRows:
+def chain_rows(chains: Chains, match: Match | None, *, width: int, page_size: int, spare_slot: int) -> ChainRows:
     """Lay a round out, and count it.
 
     Args:
         chains: the sequences; the page table reaches `width` positions beyond each history.
         match: of each history's end; None looks nothing up.
         width: rows of each sequence.
-        shortest: a match of fewer tokens is none.
         page_size: tokens per page.
         spare_slot: where rows write whose keys nobody reads.
     """
-    shape = {"width": width, "shortest": shortest, "page_size": page_size, "spare_slot": spare_slot}
+    shape = {"width": width, "page_size": page_size, "spare_slot": spare_slot}
     if uses_triton(chains.history_SL.device):
         from specdec.kernels.chain.kernel import chain_rows_triton
 

@@ -20,7 +20,7 @@ class Told(IntEnum):
     ACCEPTED = 0
     DRAFTED = 1
     SOUND = 2  # every row's logits gave a token
-    FOUND = 3
+    MATCHED = 3  # tokens of the match, 0 where there was none
     GUESSED = 4  # the match was right about the next token, whether that was verified or not
     ORIGIN = 5
 
@@ -41,6 +41,7 @@ class Chains:
     page_table_SP: Tensor  # int64
     mirrors_S: Tensor  # bool; padding that repeats another sequence and writes to the spare slot
     most_drafts_S: Tensor  # int64
+    shortest_1: Tensor  # int64, a match of fewer tokens is not drafted from
     turns_1: Tensor  # int64, rounds laid out so far
     # int64, a ring: row `turns_1 % T` takes what the host is told of that round, [S, len(Told) + 2 W] in its first entries.
     # It may be host memory that the device reaches, so that no copy stands between two rounds.
@@ -59,8 +60,8 @@ class Match:
 class ChainRows:
     """The rows of a round, int64. The first six are as in `RoundRows`, W being the depth of the ancestor table.
 
-    draws_R: positions of the tokens that are drawn. counts_S: drafts that are verified. found_S: whether there was a match, 1
-    or 0. guesses_S: what it says of the next token. origins_S: see `Origin`.
+    draws_R: positions of the tokens that are drawn. counts_S: drafts that are verified. matched_S: tokens of the match,
+    drafted from or not. guesses_S: what it says of the next token. origins_S: see `Origin`.
     """
 
     tokens_R: Tensor
@@ -71,6 +72,6 @@ class ChainRows:
     ancestor_slots_RD: Tensor  # [S * W, W]
     draws_R: Tensor
     counts_S: Tensor
-    found_S: Tensor
+    matched_S: Tensor
     guesses_S: Tensor
     origins_S: Tensor

@@ -21,6 +21,7 @@ def _rows_kernel(
     p_pages,
     p_mirrors,
     p_most,
+    p_shortest,
     p_turns,
     p_ends,
     p_matched,
@@ -32,14 +33,13 @@ def _rows_kernel(
     p_ancestors,
     p_draws,
     p_counts,
-    p_found,
+    p_told_matched,
     p_guesses,
     p_origins,
     L,
     C,
     P,
     spare_slot,
-    shortest,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     PAGE: tl.constexpr,
@@ -58,7 +58,7 @@ def _rows_kernel(
     depth = none
     token = tl.load(p_text + length - 1 + none)
     count = length * 0
-    found = count
+    matched = count
     origin = count
     guess = count - 1
     if LOOKUP:
@@ -72,9 +72,9 @@ def _rows_kernel(
         from_corpus = tl.load(p_corpus + tl.minimum(end + w, C - 1), m_w & in_corpus, other=-1)
         ahead = tl.where(in_corpus, from_corpus, from_text).to(tl.int64)
         guess = tl.sum(tl.where(w == 0, ahead, 0), 0)
-        found = ((tl.load(p_matched + s) >= shortest) & (guess >= 0)).to(tl.int64)
+        matched = tl.where(guess >= 0, tl.load(p_matched + s), 0)
         known = tl.min(tl.where((ahead < 0) | (w >= WIDTH - 1), w, BLOCK), 0)
-        count = found * tl.minimum(known, tl.load(p_most + s))
+        count = tl.where(matched >= tl.load(p_shortest), tl.minimum(known, tl.load(p_most + s)), 0)
         origin = tl.where(end < C, 2, tl.where(own < offset, 1, 0)).to(tl.int64)
         depth = tl.minimum(w, count)
         before = tl.maximum(depth - 1, 0)
@@ -98,7 +98,7 @@ def _rows_kernel(
     tl.store(p_ancestors + row[:, None] * WIDTH + w[None, :], slot, m_path)
     tl.store(p_bases + s, base)
     tl.store(p_counts + s, count)
-    tl.store(p_found + s, found)
+    tl.store(p_told_matched + s, matched)
     tl.store(p_guesses + s, guess)
     tl.store(p_origins + s, origin)
 
@@ -109,7 +109,7 @@ def _commit_kernel(
     p_lengths,
     p_tokens,
     p_counts,
-    p_found,
+    p_matched,
     p_guesses,
     p_origins,
     p_chosen,
@@ -137,7 +137,7 @@ def _commit_kernel(
     below = tl.load(p_tokens + row + 1, w + 1 < WIDTH, other=-1)
     chosen = tl.load(p_chosen + row, m_w, other=-1)
     count = tl.load(p_counts + s)
-    found = tl.load(p_found + s)
+    matched = tl.load(p_matched + s)
     accepted = tl.min(tl.where((below == chosen) & (w < count), BLOCK, w), 0)
     length = tl.load(p_lengths + s)
     tl.store(p_history + s * L + length + w, chosen.to(tl.int32), m_w)
@@ -151,23 +151,21 @@ def _commit_kernel(
     tl.store(p_row, accepted)
     tl.store(p_row + 1, count)
     tl.store(p_row + 2, tl.min(sound.to(tl.int64), 0))
-    tl.store(p_row + 3, found)
-    tl.store(p_row + 4, found * (tl.load(p_guesses + s) == first).to(tl.int64))
+    tl.store(p_row + 3, matched)
+    tl.store(p_row + 4, ((matched > 0) & (tl.load(p_guesses + s) == first)).to(tl.int64))
     tl.store(p_row + 5, tl.load(p_origins + s))
     tl.store(p_row + TOLD + w, token, m_w)
     tl.store(p_row + TOLD + WIDTH + w, chosen, m_w)
 
 
-def chain_rows_triton(
-    chains: Chains, match: Match | None, *, width: int, shortest: int, page_size: int, spare_slot: int
-) -> ChainRows:
+def chain_rows_triton(chains: Chains, match: Match | None, *, width: int, page_size: int, spare_slot: int) -> ChainRows:
     """As `specdec.kernels.chain.chain_rows`; everything contiguous."""
     num_sequences, room = chains.history_SL.shape
     of_rows = torch.empty((5, num_sequences * width), dtype=torch.int64, device=chains.lengths_S.device)
     of_sequences = of_rows.new_empty((5, num_sequences))
     ancestors = of_rows.new_empty((num_sequences * width, width))
     tokens, positions, sequences, slots, draws = of_rows.unbind()
-    bases, counts, found, guesses, origins = of_sequences.unbind()
+    bases, counts, matched, guesses, origins = of_sequences.unbind()
     _rows_kernel[(num_sequences,)](
         chains.history_SL,
         chains.lengths_S,
@@ -176,6 +174,7 @@ def chain_rows_triton(
         chains.page_table_SP,
         chains.mirrors_S,
         chains.most_drafts_S,
+        chains.shortest_1,
         chains.turns_1,
         match.ends_S if match is not None else None,
         match.lengths_S if match is not None else None,
@@ -187,14 +186,13 @@ def chain_rows_triton(
         ancestors,
         draws,
         counts,
-        found,
+        matched,
         guesses,
         origins,
         room,
         len(chains.corpus_C),
         chains.page_table_SP.shape[1],
         spare_slot,
-        shortest,
         width,
         triton.next_power_of_2(width),
         page_size,
@@ -210,7 +208,7 @@ def chain_rows_triton(
         ancestor_slots_RD=ancestors,
         draws_R=draws,
         counts_S=counts,
-        found_S=found,
+        matched_S=matched,
         guesses_S=guesses,
         origins_S=origins,
     )
@@ -226,7 +224,7 @@ def commit_chains_triton(chains: Chains, rows: ChainRows, chosen_R: Tensor, tops
         chains.lengths_S,
         rows.tokens_R,
         rows.counts_S,
-        rows.found_S,
+        rows.matched_S,
         rows.guesses_S,
         rows.origins_S,
         chosen_R,

@@ -6,22 +6,20 @@ from torch import Tensor
 from specdec.kernels.chain.data import ChainRows, Chains, Match, Origin, Told
 
 
-def chain_rows_reference(
-    chains: Chains, match: Match | None, *, width: int, shortest: int, page_size: int, spare_slot: int
-) -> ChainRows:
+def chain_rows_reference(chains: Chains, match: Match | None, *, width: int, page_size: int, spare_slot: int) -> ChainRows:
     """As `specdec.kernels.chain.chain_rows`."""
     chains.turns_1.add_(1)
     num_sequences, device = len(chains.lengths_S), chains.lengths_S.device
     places_W = torch.arange(width, device=device)
     roots_S1 = chains.history_SL.gather(1, (chains.lengths_S - 1)[:, None]).long()
     if match is None:
-        counts_S = found_S = origins_S = torch.zeros_like(chains.lengths_S)
+        counts_S = matched_S = origins_S = torch.zeros_like(chains.lengths_S)
         ahead_SW = torch.full((num_sequences, width), -1, dtype=torch.int64, device=device)
     else:
         ahead_SW, origins_S = _ahead(chains, match, places_W)
-        found_S = ((match.lengths_S >= shortest) & (ahead_SW[:, 0] >= 0)).long()
+        matched_S = torch.where(ahead_SW[:, 0] >= 0, match.lengths_S, 0)
         known_S = (ahead_SW[:, : width - 1] >= 0).long().cumprod(1).sum(1)
-        counts_S = found_S * torch.minimum(known_S, chains.most_drafts_S)
+        counts_S = (matched_S >= chains.shortest_1) * torch.minimum(known_S, chains.most_drafts_S)
     depths_SW = torch.minimum(places_W, counts_S[:, None])
     tokens_SW = torch.cat((roots_S1, ahead_SW[:, : width - 1]), 1).gather(1, depths_SW)
     bases_S = chains.lengths_S - 1 - chains.offsets_S
@@ -39,7 +37,7 @@ def chain_rows_reference(
         ancestor_slots_RD=slots_SW[:, None].expand(-1, width, -1).gather(2, paths_SWW).view(-1, width),
         draws_R=positions_R + 1,
         counts_S=counts_S,
-        found_S=found_S,
+        matched_S=matched_S,
         guesses_S=ahead_SW[:, 0].contiguous(),
         origins_S=origins_S,
     )
@@ -79,8 +77,8 @@ def commit_chains_reference(
         Told.ACCEPTED: accepted_S,
         Told.DRAFTED: rows.counts_S,
         Told.SOUND: sound_R.view_as(chosen_SW).all(1).long(),
-        Told.FOUND: rows.found_S,
-        Told.GUESSED: rows.found_S * (rows.guesses_S == chosen_SW[:, 0]),
+        Told.MATCHED: rows.matched_S,
+        Told.GUESSED: (rows.matched_S > 0) * (rows.guesses_S == chosen_SW[:, 0]),
         Told.ORIGIN: rows.origins_S,
     }
     flat = torch.cat((torch.stack([told[column] for column in Told], 1), tokens_SW, chosen_SW), 1).flatten()

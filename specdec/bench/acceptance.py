@@ -61,7 +61,9 @@ def run(settings: AcceptanceSettings, progress: Progress) -> dict[str, Any]:
         ),
     ]
     found = conditions(str(loaded.model.device))
-    samples = interleave(contenders, cases.fitting, lambda case: _sampling(settings, case), settings.repeats, progress)
+    samples = interleave(
+        contenders, cases.fitting, lambda case: _sampling(settings, case), settings.repeats, progress, plain.assembled.device
+    )
     return {
         "bench": "acceptance",
         **found,

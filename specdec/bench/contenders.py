@@ -1,8 +1,8 @@
 """Who is measured, and the interleaved runs: every case goes to all contenders in turn before the next case."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from specdec.bench.cases import Case
@@ -10,13 +10,14 @@ from specdec.errors import RoundError
 from specdec.progress import Progress
 from specdec.request import Request, RequestOutput, SamplingParams, SpeculationStats
 
-_WARM_UP_TOKENS = 16
+_TOKENS_OF_A_ROUND = 64  # at most
+SamplingOf = Callable[[Case], SamplingParams]
 
 
 class Streamer(Protocol):
     """See `specdec.llm.LLM`."""
 
-    def stream(self, request: Request) -> Iterator[RequestOutput]: ...
+    def stream(self, request: Request) -> Generator[RequestOutput, None, None]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +40,8 @@ class Contender(Protocol):
 
     name: str
 
-    def start_repeat(self) -> None:
-        """Forget what earlier repeats taught about the prompts."""
+    def start_repeat(self, warm_up: Sequence[Case], sampling_of: SamplingOf) -> None:
+        """Forget what earlier repeats taught about the prompts, and get warm on answers of some of them."""
         ...
 
     def answer(self, case: Case, sampling: SamplingParams, repeat: int) -> Sample:
@@ -63,21 +64,30 @@ class EngineContender:
         self._remembers = remembers
         self._predictions = predictions
         self._llm = make()
-        self._used = False
+        self._cold = True
 
-    def start_repeat(self) -> None:
-        if self._remembers and self._used:
+    def start_repeat(self, warm_up: Sequence[Case], sampling_of: SamplingOf) -> None:
+        """An engine that was just built breaks its answers off before their end: so no drafter learns from them."""
+        if not self._cold and self._remembers:
             self._llm = self._make()
-            self._used = False
+            self._cold = True
+        if self._cold:
+            for case in warm_up:
+                self._begin(case, sampling_of(case))
+            self._cold = False
+
+    def _begin(self, case: Case, sampling: SamplingParams) -> None:
+        left = sampling.max_tokens - _TOKENS_OF_A_ROUND
+        endless = replace(sampling, ignore_eos=not sampling.min_tokens)
+        stream = self._llm.stream(self._request(case, endless, "warm-up"))
+        for output in stream:
+            left -= len(output.token_ids)
+            if left <= 0:
+                break
+        stream.close()
 
     def answer(self, case: Case, sampling: SamplingParams, repeat: int) -> Sample:
-        request = Request(
-            request_id=f"{case.id}#{repeat}",
-            prompt_ids=case.prompt_ids,
-            sampling=sampling,
-            prediction_ids=case.prediction_ids if self._predictions else (),
-        )
-        self._used = True
+        request = self._request(case, sampling, str(repeat))
         started = time.perf_counter()
         arrivals = [(output, time.perf_counter() - started) for output in self._llm.stream(request)]
         if error := arrivals[-1][0].error:
@@ -95,22 +105,30 @@ class EngineContender:
             stats=arrivals[-1][0].stats,
         )
 
+    def _request(self, case: Case, sampling: SamplingParams, turn: str) -> Request:
+        return Request(
+            request_id=f"{case.id}#{turn}",
+            prompt_ids=case.prompt_ids,
+            sampling=sampling,
+            prediction_ids=case.prediction_ids if self._predictions else (),
+        )
+
 
 def interleave(
     contenders: Sequence[Contender],
     cases: Sequence[Case],
-    sampling_of: Callable[[Case], SamplingParams],
+    sampling_of: SamplingOf,
     repeats: int,
     progress: Progress,
+    device: str = "cpu",
 ) -> list[Sample]:
-    """Measure, after one short unmeasured answer each."""
+    """Measure, after unmeasured answers: to the first case; to all on a GPU, where each shape of a round is recorded first."""
     samples: list[Sample] = []
+    warm_up = cases[:1] if device == "cpu" else cases
     with progress.task("Measuring", repeats * len(cases) * len(contenders)) as advance:
-        for contender in contenders:
-            contender.answer(cases[0], SamplingParams(temperature=0.0, max_tokens=_WARM_UP_TOKENS), -1)
         for repeat in range(repeats):
             for contender in contenders:
-                contender.start_repeat()
+                contender.start_repeat(warm_up, sampling_of)
             for case in cases:
                 for contender in contenders:
                     samples.append(contender.answer(case, sampling_of(case), repeat))

@@ -74,7 +74,9 @@ def run(settings: SpeedSettings, progress: Progress) -> dict[str, Any]:
         )
     contenders += baseline
     found = conditions(str(loaded.model.device))
-    samples = interleave(contenders, cases.fitting, lambda _: _greedy(settings.max_tokens), settings.repeats, progress)
+    samples = interleave(
+        contenders, cases.fitting, lambda _: _greedy(settings.max_tokens), settings.repeats, progress, plain.assembled.device
+    )
     return {
         "bench": "speed",
         **found,

@@ -3,17 +3,20 @@
 import contextlib
 import io
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
 
 from specdec.bench.cases import Case
-from specdec.bench.contenders import Sample
+from specdec.bench.contenders import Sample, SamplingOf
 from specdec.errors import ConfigError
 from specdec.models.source import Source
 from specdec.request import SamplingParams
 
+_WARM_UP_TOKENS = 16
 PROMPT_LOOKUP_TOKENS = 10  # as in the examples of transformers' documentation
 
 
@@ -46,9 +49,13 @@ class TransformersContender:
         self._model = model
         self._options: dict[str, Any] = {"prompt_lookup_num_tokens": PROMPT_LOOKUP_TOKENS} if prompt_lookup else {}
         self._eos = sorted(eos_token_ids)
+        self._cold = True
 
-    def start_repeat(self) -> None:
-        """It remembers nothing."""
+    def start_repeat(self, warm_up: Sequence[Case], sampling_of: SamplingOf) -> None:
+        """It remembers nothing, and one short answer warms it."""
+        if self._cold:
+            self.answer(warm_up[0], replace(sampling_of(warm_up[0]), max_tokens=_WARM_UP_TOKENS, min_tokens=0), -1)
+            self._cold = False
 
     def answer(self, case: Case, sampling: SamplingParams, repeat: int) -> Sample:
         if not sampling.greedy:

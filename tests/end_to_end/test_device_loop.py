@@ -1,5 +1,6 @@
 """Rounds that the device runs ahead of the host give every request the tokens that rounds of the host give it."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from specdec.cache.pool import KVPool, cache_dtype
 from specdec.config import EngineConfig
 from specdec.device_loop import DeviceLoop
 from specdec.llm import LLM, Completion
+from specdec.lookup_width import WidthPolicy
+from specdec.loop_members import LoopPlan
 from specdec.request import FinishReason, Request, RequestOutput, SamplingParams, SpeculationParams
 
 PAGE = 64
@@ -49,14 +52,14 @@ def loop_on_the_cpu(request: pytest.FixtureRequest, loaded: assemble.LoadedModel
 
 
 @pytest.fixture
-def rounds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The widths of the loop's rounds."""
-    seen: list[int] = []
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[LoopPlan]:
+    """The plans of the loop's rounds."""
+    seen: list[LoopPlan] = []
     enqueue = DeviceLoop.enqueue
 
-    def noted(loop: DeviceLoop, width: int, lookup: bool) -> None:
-        seen.append(width)
-        enqueue(loop, width, lookup)
+    def noted(loop: DeviceLoop, plan: LoopPlan) -> None:
+        seen.append(plan)
+        enqueue(loop, plan)
 
     monkeypatch.setattr(DeviceLoop, "enqueue", noted)
     return seen
@@ -98,6 +101,18 @@ def predicted(expected: dict[str, Completion]) -> list[Request]:
     return [replace(request, prediction_ids=tuple(expected[request.request_id].token_ids)) for request in requests()]
 
 
+def test_plans_may_change_with_every_round(
+    loaded: assemble.LoadedModel, expected: dict[str, Completion], rounds: list[LoopPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = itertools.cycle((LoopPlan(4, 2), LoopPlan(3, 1), LoopPlan(1, 2), LoopPlan(4, 1)))
+    monkeypatch.setattr(WidthPolicy, "choose", lambda *_: next(plans))
+    done = llm(loaded, drafters=DRAFTERS).generate(requests())
+    for found in done:
+        assert content(found) == content(expected[found.request_id]), found.request_id
+    assert len(set(rounds)) == 4
+    assert sum(found.stats.num_draft_tokens for found in done) > 0
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -108,7 +123,7 @@ def predicted(expected: dict[str, Completion]) -> list[Request]:
     ids=["plain", "planned", "wide"],
 )
 def test_nothing_changes_a_token(
-    loaded: assemble.LoadedModel, expected: dict[str, Completion], rounds: list[int], fields: dict[str, Any]
+    loaded: assemble.LoadedModel, expected: dict[str, Completion], rounds: list[LoopPlan], fields: dict[str, Any]
 ) -> None:
     engine = llm(loaded, **fields)
     done = engine.generate(predicted(expected))
@@ -118,7 +133,7 @@ def test_nothing_changes_a_token(
     all_stats = [found.stats for found in done]
     if fields.get("adaptive", True):
         return
-    assert set(rounds) == {4}
+    assert {plan.width for plan in rounds} == {4}
     accepted, steps = (sum(counts) for counts in zip(*((s.num_accepted_tokens, s.num_steps) for s in all_stats), strict=True))
     assert accepted > steps, "most predictions come true"
     for stats in all_stats:
@@ -156,7 +171,7 @@ def run(
 
 
 def test_who_comes_and_goes_changes_nobody(
-    loaded: assemble.LoadedModel, expected: dict[str, Completion], rounds: list[int]
+    loaded: assemble.LoadedModel, expected: dict[str, Completion], rounds: list[LoopPlan]
 ) -> None:
     asked = requests()
 
@@ -191,7 +206,7 @@ EDITS: tuple[dict[str, Any], ...] = (
 
 
 @pytest.mark.parametrize("drafters", [(), DRAFTERS], ids=["plain", "drafted"])
-def test_edited_logits_need_no_host(loaded: assemble.LoadedModel, rounds: list[int], drafters: tuple[str, ...]) -> None:
+def test_edited_logits_need_no_host(loaded: assemble.LoadedModel, rounds: list[LoopPlan], drafters: tuple[str, ...]) -> None:
     """Penalties, biases and bans in one batch, at several temperatures; stops that are banned for a while."""
     alone = llm(loaded, max_batch=1, device_loop=False, prefix_cache=False)
     plain = {request.request_id: alone.generate([request])[0].token_ids for request in requests()}
@@ -210,7 +225,7 @@ def test_edited_logits_need_no_host(loaded: assemble.LoadedModel, rounds: list[i
     assert len(wanted["1-0"].token_ids) >= 6, "but not while it is banned"
 
 
-def test_more_biases_than_there_is_room_for_go_to_the_host(loaded: assemble.LoadedModel, rounds: list[int]) -> None:
+def test_more_biases_than_there_is_room_for_go_to_the_host(loaded: assemble.LoadedModel, rounds: list[LoopPlan]) -> None:
     request = requests()[1]
     asked = replace(request, sampling=replace(request.sampling, logit_bias=dict.fromkeys(range(20, 90), 1.0)))
     both = replace(request, sampling=replace(request.sampling, stop_token_ids=(9,), min_tokens=5, logit_bias={9: 2.0}))
@@ -232,7 +247,7 @@ def test_rounds_recorded_beforehand_change_nothing(loaded: assemble.LoadedModel,
     engine.engine.check()
 
 
-def test_preemption_changes_no_token(loaded: assemble.LoadedModel, rounds: list[int]) -> None:
+def test_preemption_changes_no_token(loaded: assemble.LoadedModel, rounds: list[LoopPlan]) -> None:
     """Each fits in a page at first and needs another, which not all can have."""
     model = loaded.model
     asked = [replace(request, prompt_ids=LONG) for request in requests(max_tokens=12)[:3]]
@@ -248,7 +263,7 @@ def test_preemption_changes_no_token(loaded: assemble.LoadedModel, rounds: list[
 
 
 def test_a_nucleus_too_wide_for_the_device_goes_to_the_host(
-    loaded: assemble.LoadedModel, expected: dict[str, Completion], rounds: list[int], monkeypatch: pytest.MonkeyPatch
+    loaded: assemble.LoadedModel, expected: dict[str, Completion], rounds: list[LoopPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_loop, "_CANDIDATES", 3)
     for found in llm(loaded).generate(requests()):
@@ -274,7 +289,7 @@ def test_a_failing_round_fails_its_requests_and_no_others(
 
 
 def test_logits_that_are_not_finite_fail_their_request_only(
-    loaded: assemble.LoadedModel, expected: dict[str, Completion], rounds: list[int]
+    loaded: assemble.LoadedModel, expected: dict[str, Completion], rounds: list[LoopPlan]
 ) -> None:
     engine = llm(loaded).engine
     bad, healthy = replace(requests()[1], request_id="bad"), requests()[3]

@@ -17,7 +17,7 @@ from specdec.kernels.suffix_match import SEPARATOR, suffix_match
 from specdec.kernels.suffix_match.reference import suffix_match_reference
 from specdec.tree import DraftTree
 
-PAGE, SPARE, SHORTEST = 4, 999, 2
+PAGE, SPARE = 4, 999
 CPU = torch.device("cpu")
 # a text that repeats itself, one that repeats a reference, one that is new, one that repeats the corpus
 TEXTS = [[1, 2, 3, 4, 1, 2], [9, 8, 7, SEPARATOR, 5, 9, 8], [20, 21, 22], [30, 40, 41]]
@@ -27,7 +27,7 @@ DRAFTS = [[3, 4, 1, 2], [7], [], [42, 43]]
 ORIGINS = [Origin.HISTORY, Origin.REFERENCE, Origin.HISTORY, Origin.CORPUS]
 
 
-def chains_of(texts: list[list[int]] = TEXTS, most_drafts: list[int] | None = None) -> Chains:
+def chains_of(texts: list[list[int]] = TEXTS, most_drafts: list[int] | None = None, shortest: int = 2) -> Chains:
     count = len(texts)
     history = torch.zeros(count, 20, dtype=torch.int32)
     for row, text in zip(history, texts, strict=True):
@@ -40,6 +40,7 @@ def chains_of(texts: list[list[int]] = TEXTS, most_drafts: list[int] | None = No
         page_table_SP=torch.arange(count * 5).view(count, 5).flip(1).contiguous(),
         mirrors_S=torch.zeros(count, dtype=torch.bool),
         most_drafts_S=torch.tensor(most_drafts or [7] * count),
+        shortest_1=torch.tensor([shortest]),
         turns_1=torch.zeros(1, dtype=torch.int64),
         told_TX=torch.full((3, count * (len(Told) + 16)), -7),
     )
@@ -50,7 +51,7 @@ def match_of(chains: Chains) -> Match:
 
 
 def rows_of(chains: Chains, width: int) -> ChainRows:
-    return chain_rows(chains, match_of(chains), width=width, shortest=SHORTEST, page_size=PAGE, spare_slot=SPARE)
+    return chain_rows(chains, match_of(chains), width=width, page_size=PAGE, spare_slot=SPARE)
 
 
 def specs(width: int, most_drafts: list[int]) -> list[RowSpec]:
@@ -84,9 +85,9 @@ def test_rows_are_those_of_the_host_and_the_rest_repeats_the_last(width: int, mo
                 assert torch.equal(getattr(rows, name)[row], getattr(rows, name)[own.stop - 1]), name
     assert torch.equal(rows.bases_S, expected.bases_S)
     assert torch.equal(rows.draws_R, rows.positions_R + 1)
-    assert rows.found_S.tolist() == [1, 1, 0, 1]
-    assert rows.guesses_S[rows.found_S > 0].tolist() == [3, 7, 42]
-    assert rows.origins_S[rows.found_S > 0].tolist() == [ORIGINS[i] for i in (0, 1, 3)]
+    assert rows.matched_S.tolist() == [2, 2, 0, 2]
+    assert rows.guesses_S[rows.matched_S > 0].tolist() == [3, 7, 42]
+    assert rows.origins_S[rows.matched_S > 0].tolist() == [ORIGINS[i] for i in (0, 1, 3)]
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -97,14 +98,22 @@ def test_kernels_may_read_the_rows(count: int) -> None:
 
 
 def test_without_a_match_there_are_roots_only() -> None:
-    rows = chain_rows(chains_of(), None, width=1, shortest=SHORTEST, page_size=PAGE, spare_slot=SPARE)
+    rows = chain_rows(chains_of(), None, width=1, page_size=PAGE, spare_slot=SPARE)
     assert rows.tokens_R.tolist() == [text[-1] for text in TEXTS]
     assert not rows.counts_S.any()
-    assert not rows.found_S.any()
+    assert not rows.matched_S.any()
 
 
-def test_short_matches_do_not_count() -> None:
-    assert rows_of(chains_of([*TEXTS[:2], [22, 21, 22]]), 3).found_S.tolist() == [1, 1, 0]
+@pytest.mark.parametrize(("shortest", "counts"), [(1, [2, 1, 2]), (2, [2, 1, 0]), (3, [0, 0, 0])])
+def test_short_matches_are_told_but_drafted_from_only_where_that_is_wanted(shortest: int, counts: list[int]) -> None:
+    chains = chains_of([*TEXTS[:2], [22, 21, 22]], shortest=shortest)
+    rows = rows_of(chains, 3)
+    assert rows.counts_S.tolist() == counts
+    assert rows.matched_S.tolist() == [2, 2, 1]
+    commit_chains(chains, rows, torch.tensor([0, 0, 0, 0, 0, 0, 21, 0, 0]), torch.zeros(9), None)
+    told = last_told(chains, 3)
+    assert told[:, Told.MATCHED].tolist() == [2, 2, 1]
+    assert told[:, Told.GUESSED].tolist() == [0, 0, 1]
 
 
 def test_a_text_that_repeats_itself_is_continued_with_its_period() -> None:
@@ -178,6 +187,7 @@ def many(seed: int) -> Chains:
         page_table_SP=integers(0, 100, count, 16),
         mirrors_S=torch.rand(count, generator=generator) < 0.2,
         most_drafts_S=integers(0, 9, count),
+        shortest_1=torch.tensor([1 + seed % 3]),
         turns_1=torch.tensor([seed]),
         told_TX=torch.full((3, count * (len(Told) + 16)), -7),
     )
@@ -202,13 +212,13 @@ def hold_to_the_reference(kernel: Any, device: str) -> None:
         match = None
         if seed != 5:
             match = Match(*suffix_match_reference(theirs.history_SL, theirs.lengths_S, theirs.corpus_C, 16))
-        shape = {"width": width, "shortest": SHORTEST, "page_size": PAGE, "spare_slot": SPARE}
+        shape = {"width": width, "page_size": PAGE, "spare_slot": SPARE}
         expected = chain_rows_reference(theirs, match, **shape)
         found = kernel.chain_rows_triton(mine, moved(match, device) if match else None, **shape)
         for field in fields(expected):
             a, b = getattr(found, field.name).cpu(), getattr(expected, field.name)
             if field.name == "origins_S":
-                a, b = a * expected.found_S, b * expected.found_S
+                a, b = (origins * (expected.matched_S > 0) for origins in (a, b))
             assert torch.equal(a, b), (seed, field.name)
         chosen = drawn(expected, width, seed).view(-1)
         tops = torch.zeros(len(chosen))

@@ -1,7 +1,7 @@
 """Suites, statistics, summaries and reports, on samples made by hand; no model."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,8 +127,9 @@ class Scripted:
     def __init__(self, finish: FinishReason = FinishReason.LENGTH) -> None:
         self.finish = finish
         self.requests: list[Request] = []
+        self.ended: list[str] = []
 
-    def stream(self, request: Request) -> Iterator[RequestOutput]:
+    def stream(self, request: Request) -> Generator[RequestOutput, None, None]:
         self.requests.append(request)
         tokens = tuple(range(request.sampling.max_tokens))
         yield RequestOutput(request_id=request.request_id, token_ids=tokens[:2])
@@ -137,6 +138,7 @@ class Scripted:
         yield RequestOutput(
             request_id=request.request_id, token_ids=tokens[2:], finish_reason=self.finish, error=error, stats=stats
         )
+        self.ended.append(request.request_id)
 
 
 CASES = [Case(id=f"c{i}", content_type="chat", prompt_ids=(1, 2), prediction_ids=(3,)) for i in range(3)]
@@ -168,9 +170,18 @@ def test_an_engine_that_learns_answers_meets_no_prompt_twice() -> None:
         return made[-1]
 
     interleave([EngineContender("A", make, remembers=True)], CASES, greedy, 2, NoProgress())
-    for engine in made:
-        measured = [request.request_id for request in engine.requests]
-        assert len(measured) == len({name.partition("#")[0] for name in measured})
+    assert [engine.ended for engine in made] == [[f"c{i}#{repeat}" for i in range(3)] for repeat in range(2)]
+
+
+@pytest.mark.parametrize(("device", "warm"), [("cpu", ["c0"]), ("cuda:0", ["c0", "c1", "c2"])])
+def test_an_engine_is_warm_before_it_is_measured(device: str, warm: list[str]) -> None:
+    engine = Scripted()
+    interleave([EngineContender("A", lambda: engine, remembers=False)], CASES, greedy, 2, NoProgress(), device)
+    begun = [request.request_id for request in engine.requests if request.request_id not in engine.ended]
+    assert begun == [f"{name}#warm-up" for name in warm]
+    assert [request.request_id for request in engine.requests[: len(begun)]] == begun
+    assert len(engine.ended) == 2 * len(CASES)
+    assert all(request.sampling.ignore_eos for request in engine.requests[: len(begun)]), "none ends by itself"
 
 
 def test_predictions_are_given_only_when_asked_for() -> None:

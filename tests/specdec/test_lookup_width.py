@@ -1,23 +1,27 @@
-"""The width policy: wide where matches are right, narrow where they are not or where rows are dear."""
+"""The width policy: wide where matches are right, narrow where they are not or where rows are dear, for each sequence anew."""
+
+import random
 
 import numpy as np
 import pytest
 
 from specdec.cost import CostTable
 from specdec.lookup_width import WidthPolicy
-from specdec.loop_members import LoopRound
+from specdec.loop_members import SHORTEST_MATCH, SURE_MATCH, LoopPlan, LoopRound
+
+KEYS = ("a",)
 
 
-def outcome(width: int, found: bool, accepted: int, guessed: bool | None = None) -> LoopRound:
+def outcome(plan: LoopPlan, matched: int, accepted: int, guessed: bool | None = None) -> LoopRound:
     """One sequence's round; `guessed` where nothing was verified."""
-    drafted = width - 1 if found else 0
+    drafted = plan.width - 1 if matched >= plan.shortest else 0
     return LoopRound(
-        width=width,
+        plan=plan,
         emitted=[[1] * (min(accepted, drafted) + 1)],
         drafted=[drafted],
         sound=np.ones(1, np.bool_),
-        found=np.array([found]),
-        guessed=np.array([accepted > 0 if guessed is None else guessed]),
+        matched=[matched],
+        guessed=[accepted > 0 if guessed is None else guessed],
         origins=np.zeros(1, np.int64),
         seconds=None,
     )
@@ -30,64 +34,108 @@ def costs(per_row: float) -> CostTable:
     return table
 
 
-def settled(policy: WidthPolicy, found: bool, right: int, limit: int = 8) -> int:
-    """The width after many rounds of one kind; `right` drafts are right each time."""
+def policy_of(per_row: float, most_nodes: int = 64, adaptive: bool = True) -> WidthPolicy:
+    policy = WidthPolicy(costs(per_row), most_nodes, adaptive)
+    for key in KEYS:
+        policy.start(key)
+    return policy
+
+
+def choose(policy: WidthPolicy, limit: int = 8) -> LoopPlan:
+    return policy.choose(KEYS, 100, limit)
+
+
+def observe(policy: WidthPolicy, matched: int, guessed: bool, times: int = 1) -> None:
+    """Plain rounds with such a match."""
+    for _ in range(times):
+        policy.observe(KEYS, outcome(LoopPlan(1, SURE_MATCH), matched, 0, guessed))
+
+
+def settled(policy: WidthPolicy, matched: int, right: int, limit: int = 8) -> LoopPlan:
+    """The plan after many rounds of one kind; `right` drafts are right each time."""
     for _ in range(200):
-        width = policy.choose(1, 100, limit)
-        policy.observe(outcome(width, found, right, guessed=right > 0))
-    return policy.choose(1, 100, limit)
+        policy.observe(KEYS, outcome(choose(policy, limit), matched, right))
+    return choose(policy, limit)
 
 
 def test_right_matches_widen_and_wrong_ones_narrow() -> None:
-    policy = WidthPolicy(costs(0.05), most_nodes=64, adaptive=True)
-    assert settled(policy, found=True, right=7) == 8
-    assert settled(policy, found=True, right=0) == 1
-    assert settled(policy, found=True, right=7) == 8, "guesses are judged even while nothing is verified"
+    policy = policy_of(0.05)
+    assert settled(policy, matched=5, right=7).width == 8
+    assert settled(policy, matched=5, right=0).width == 1
+    assert settled(policy, matched=5, right=7).width == 8, "guesses are judged even while nothing is verified"
 
 
 def test_dear_rows_are_not_worth_it() -> None:
-    assert settled(WidthPolicy(costs(1.0), 64, True), found=True, right=7) == 1
+    assert settled(policy_of(1.0), matched=5, right=7).width == 1
 
 
 def test_a_measured_time_outweighs_the_table() -> None:
-    policy = WidthPolicy(costs(0.05), 64, True)
-    assert settled(policy, found=True, right=7) == 8
+    policy = policy_of(0.05)
+    assert settled(policy, matched=5, right=7).width == 8
     for width in (2, 3, 4, 6, 8):
-        policy.observe_seconds(1, width, 50.0)
-    policy.observe_seconds(1, 1, 1.0)
-    assert policy.choose(1, 100, 8) == 1
+        for shortest in (SHORTEST_MATCH, SURE_MATCH):
+            policy.observe_seconds(1, LoopPlan(width, shortest), 50.0)
+    policy.observe_seconds(1, LoopPlan(1, SURE_MATCH), 1.0)
+    assert choose(policy).width == 1
 
 
-def test_a_width_that_was_never_timed_is_compared_by_the_measured_one_beside_it() -> None:
-    policy = WidthPolicy(costs(0.05), 64, True)
-    for _ in range(200):
-        policy.observe(outcome(8, found=False, accepted=0))
-    policy.observe_seconds(1, 8, 0.6)  # the device alone is faster than the rounds of the table, which the host laid out
-    assert policy.choose(1, 100, 8) == 1
+def test_a_plan_that_was_never_timed_is_compared_by_the_measured_one_that_is_most_like_it() -> None:
+    policy = policy_of(0.05)
+    observe(policy, matched=0, guessed=False, times=200)
+    policy.observe_seconds(1, LoopPlan(8, SURE_MATCH), 0.6)  # the device alone is faster than the table's rounds of the host
+    assert choose(policy).width == 1
 
 
 @pytest.mark.parametrize(("most", "limit", "expected"), [(64, 8, 8), (5, 8, 5), (64, 3, 3), (1, 8, 1)])
 def test_limits_hold_and_without_adaption_they_are_used(most: int, limit: int, expected: int) -> None:
-    assert WidthPolicy(costs(1.0), most, adaptive=False).choose(1, 100, limit) == expected
-    assert settled(WidthPolicy(costs(0.01), most, True), True, 7, limit) <= expected
+    assert choose(policy_of(1.0, most, adaptive=False), limit) == LoopPlan(expected, SURE_MATCH)
+    assert settled(policy_of(0.01, most), 5, 7, limit).width <= expected
 
 
 def test_a_streak_widens_at_once_and_a_miss_narrows() -> None:
     """Matches that are right by chance half the time, and always once they were right three times."""
-    policy = WidthPolicy(costs(0.3), most_nodes=64, adaptive=True)
+    policy = policy_of(0.3)
     for _ in range(60):
         for right in (False, True, False, *[True] * 40):
-            policy.observe(outcome(1, found=True, accepted=0, guessed=right))
-        policy.observe(outcome(1, found=True, accepted=0, guessed=False))
-    assert policy.choose(1, 100, 8) <= 2, "after a miss"
-    for _ in range(4):
-        policy.observe(outcome(1, found=True, accepted=0, guessed=True))
-    assert policy.choose(1, 100, 8) == 8, "four right ones in a row"
-    policy.observe(outcome(8, found=True, accepted=3))
-    assert policy.choose(1, 100, 8) <= 2, "a draft that went wrong"
+            observe(policy, matched=5, guessed=right)
+        observe(policy, matched=5, guessed=False)
+    assert choose(policy).width <= 2, "after a miss"
+    observe(policy, matched=5, guessed=True, times=4)
+    assert choose(policy).width == 8, "four right ones in a row"
+    policy.observe(KEYS, outcome(LoopPlan(8, SURE_MATCH), matched=5, accepted=3))
+    assert choose(policy).width <= 2, "a draft that went wrong"
 
 
-def test_sequences_are_told_apart_as_long_as_they_are_the_same() -> None:
-    policy = WidthPolicy(costs(0.0), most_nodes=64, adaptive=True)
-    policy.observe(outcome(1, found=True, accepted=0, guessed=True))
-    assert policy.choose(2, 100, 8) == 8, "nothing is known of two sequences, whose rows cost nothing"
+@pytest.mark.parametrize(("per_row", "shortest"), [(0.01, SHORTEST_MATCH), (0.4, SURE_MATCH)])
+def test_a_single_token_s_match_is_drafted_from_where_rows_are_cheap(per_row: float, shortest: int) -> None:
+    """Sure matches are right nine times of ten, a single token's one time of five."""
+    policy, rng = policy_of(per_row), random.Random(1)
+    for _ in range(600):
+        matched = rng.choice((1, 1, 4))
+        observe(policy, matched, guessed=rng.random() < (0.9 if matched > 1 else 0.2))
+    observe(policy, matched=1, guessed=False)
+    plan = choose(policy)
+    assert plan.shortest == shortest
+    assert plan.width > 1
+
+
+def test_a_sequence_has_its_own_habits_and_the_next_one_starts_without_them() -> None:
+    policy = policy_of(0.45)
+    policy.start("b")
+    keys, plan = ("a", "b"), LoopPlan(1, SURE_MATCH)
+    for turn in range(400):  # matches of one are right three times of four, those of the other never
+        policy.observe(("a",), outcome(plan, matched=5, accepted=0, guessed=turn % 4 != 3))
+        policy.observe(("b",), outcome(plan, matched=5, accepted=0, guessed=False))
+    assert policy.choose(("a",), 100, 8).width > 1
+    assert policy.choose(("b",), 100, 8).width == 1
+    before = policy.choose(("a",), 100, 8)
+    for _ in range(30):
+        policy.observe(("a",), outcome(plan, matched=5, accepted=0, guessed=False))
+    assert policy.choose(("a",), 100, 8).width < before.width, "what a sequence does now outweighs what it did"
+    policy.release("b")
+    policy.observe(keys, LoopRound(
+        plan=plan, emitted=[[1], [1]], drafted=[0, 0], sound=np.ones(2, np.bool_), matched=[5, 5], guessed=[True, True],
+        origins=np.zeros(2, np.int64), seconds=None,
+    ))  # fmt: skip
+    policy.start("b")
+    assert policy.choose(("b",), 100, 8).width == policy_of(0.45).choose(KEYS, 100, 8).width
