@@ -22,6 +22,7 @@ from specdec.engine import Engine
 from specdec.errors import ConfigError
 from specdec.kernels.linear import uses_triton
 from specdec.lookup_width import WidthPolicy
+from specdec.loop_costs import LoopCosts
 from specdec.metrics import EngineMetrics
 from specdec.models.base import Model
 from specdec.models.info import ModelInfo, describe
@@ -238,7 +239,7 @@ def _speculator(
     for cost in costs:
         planner.observe_cost(cost.rows, cost.context, cost.seconds)
         device_costs.observe(cost.rows, cost.context, cost.device_seconds)
-    width = WidthPolicy(device_costs, config.max_tree_nodes, config.adaptive)
+    width = WidthPolicy(LoopCosts(device_costs), config.max_tree_nodes, config.adaptive)
     return Speculator(drafters, planner, width, config, max_model_len)
 
 
@@ -263,7 +264,9 @@ def _device_loop(
     widths = speculator.loop_widths(loop.width_limit(1))
     if runner.device.type == "cuda":
         with progress.task("Recording rounds", loop.num_prepared(widths)) as advance:
-            for _ in loop.prepare(widths, speculator.looks_up):
+            for times in loop.prepare(widths, speculator.looks_up):
+                for time in times:
+                    speculator.observe_loop_time(time)
                 advance(1)
     return loop
 

@@ -7,9 +7,11 @@ it looks at the last one, so the device never waits. What a stop string makes vo
 Legend of shape suffixes: S sequences of a bucket, W rows of a sequence, L room of a history, P pages of a bucket.
 """
 
+import statistics
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterator
 from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,12 +20,12 @@ from torch import Tensor
 
 from specdec.cache.pool import KVPool
 from specdec.candidates import Truncation, truncate_among
-from specdec.graphs import MAX_GRAPHS, ROW_BUCKETS, DeviceContext, Tables, half_octave, octave, recording
+from specdec.graphs import MAX_GRAPHS, ROW_BUCKETS, DeviceContext, Tables, half_octave, octave, recording, row_bucket
 from specdec.kernels.chain import ChainRows, Chains, Match, Told, chain_rows, commit_chains
 from specdec.kernels.gumbel import gumbel_argmax
 from specdec.kernels.suffix_match import SEPARATOR, suffix_match
 from specdec.loop_edits import LoopEdits
-from specdec.loop_members import LONGEST_MATCH, SURE_MATCH, HistoryText, LoopPlan, LoopRound, Member
+from specdec.loop_members import LONGEST_MATCH, SURE_MATCH, HistoryText, LoopPlan, LoopRound, LoopTime, Member
 from specdec.models.base import Model
 from specdec.request import SamplingParams
 from specdec.sampling import Kind
@@ -36,6 +38,7 @@ MAX_WIDTH = 8
 _MOST_GRAPHS = 2 * MAX_GRAPHS  # up to 72 of them are recorded at start-up
 _PREPARED_PAGES = 128  # of a lone sequence; longer ones are recorded when they come
 _FEW_SEQUENCES = 4
+_REPLAYS = 8  # to time a round; the first half warms up
 _CANDIDATES = 1024  # of a nucleus; a wider one is the host's affair
 
 
@@ -83,7 +86,7 @@ class DeviceLoop:
         self._most_pages = -(-max_model_len // pool.page_size)
         self._most_reference = max_model_len
         self._room = self._most_reference + 1 + max_model_len + MAX_WIDTH
-        size, device = _bucket(self.max_sequences), pool.device
+        size, device = row_bucket(self.max_sequences), pool.device
 
         def of_sequences(dtype: torch.dtype) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
@@ -130,11 +133,11 @@ class DeviceLoop:
 
     def width_limit(self, num_members: int) -> int:
         """The most rows that each of so many members may bring to a round."""
-        return min(MAX_WIDTH, MOST_ROWS // _bucket(num_members))
+        return min(MAX_WIDTH, MOST_ROWS // row_bucket(num_members))
 
     @torch.inference_mode()
-    def prepare(self, widths: SequenceOf[int], lookup: bool) -> Iterator[None]:
-        """Record the rounds of one sequence before it is there, one for each step of the iterator.
+    def prepare(self, widths: SequenceOf[int], lookup: bool) -> Iterator[list[LoopTime]]:
+        """Record the rounds of one sequence before it is there, one for each step of the iterator, and time them.
 
         So that no answer waits for the compiler. Rounds of several sequences are recorded when they come for the second time.
 
@@ -143,22 +146,48 @@ class DeviceLoop:
             lookup: whether it looks for matches.
         """
         sampled = SamplingParams(temperature=1.0, top_p=0.9)
+        # what follows the match is drawn at random: a mixture of experts is the dearer the more experts a round visits
+        text = np.random.default_rng(1).integers(0, self._model.config.vocab_size, MAX_WIDTH + 1).tolist()
+        tokens = (*text, *text[:SURE_MATCH])
         for sampling in (replace(sampled, top_p=1.0), sampled):
-            member = Member(key=self, tokens=(0, 0), reference=(), sampling=sampling, most_drafts=max(widths) - 1)
+            member = Member(key=self, tokens=tokens, reference=(), sampling=sampling, most_drafts=max(widths) - 1)
             self.start([member], 1)
             for pages in self._prepared_pages():
                 self._pages = np.full((1, pages), -1, np.int64)
                 self._page_table().zero_()
                 for width in widths:
                     key = self._key(width, lookup)
-                    lengths_S, turns_1 = self._lengths_S.clone(), self._turns_1.clone()
-                    self._round(key)  # compiles
-                    self._lengths_S.copy_(lengths_S)
-                    self._turns_1.copy_(turns_1)
+                    with self._staying():
+                        self._round(key)  # compiles
                     if self._pool.device.type == "cuda":
                         self._record(key)
-                    yield
+                    timed = self._pool.device.type == "cuda" and pages == self._prepared_pages()[0] and not key.truncated
+                    yield [self._time(key, drafts) for drafts in sorted({0, (width - 1) * lookup})] if timed else []
         self._rows = []
+
+    @contextmanager
+    def _staying(self) -> Iterator[None]:
+        """Rounds of this block leave the sequences where they were."""
+        lengths_S, turns_1 = self._lengths_S.clone(), self._turns_1.clone()
+        yield
+        self._lengths_S.copy_(lengths_S)
+        self._turns_1.copy_(turns_1)
+
+    def _time(self, key: _Key, drafts: int) -> LoopTime:
+        """A recorded round, with all its drafts or none, replayed behind others so that the host is ahead."""
+        self._tell_shortest(SURE_MATCH if drafts else LONGEST_MATCH + 1)
+        spans = []
+        for _ in range(_REPLAYS):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            with self._staying():
+                begin.record()
+                self._graphs[key].replay()
+                end.record()
+            spans.append((begin, end))
+        end.synchronize()
+        taken = [begin.elapsed_time(end) / 1e3 for begin, end in spans[_REPLAYS // 2 :]]
+        self._tell_shortest(SURE_MATCH)
+        return LoopTime(key.sequences, key.width, drafts, statistics.median(taken))
 
     def num_prepared(self, widths: SequenceOf[int]) -> int:
         """Steps of `prepare`."""
@@ -181,7 +210,7 @@ class DeviceLoop:
         self._write_corpus()
         self._num_members = len(members)
         self._turns_1.fill_(self._turn)  # a round that failed may have been counted on one side only
-        size = _bucket(len(members))
+        size = row_bucket(len(members))
         mirrored = [*members, *[members[-1]] * (size - len(members))]
         texts = [HistoryText.of(member, self._most_reference) for member in mirrored]
         self._write_histories(texts)
@@ -225,9 +254,7 @@ class DeviceLoop:
     def enqueue(self, plan: LoopPlan) -> None:
         """One more round."""
         key = self._key(plan.width, plan.shortest > 0)
-        if plan.shortest != self._shortest:
-            self._shortest = plan.shortest
-            self._shortest_1.fill_(plan.shortest)  # in the stream's order: rounds underway have read the old one
+        self._tell_shortest(plan.shortest)
         before = done = None
         if self._pool.device.type == "cuda":
             before = self._underway[-1].done if self._underway and key in self._graphs else None
@@ -255,6 +282,12 @@ class DeviceLoop:
     def discard(self) -> None:
         """Forget the rounds underway. What they still write lies behind what the host knows of, and later work comes after."""
         self._underway.clear()
+
+    def _tell_shortest(self, shortest: int) -> None:
+        """In the stream's order: rounds underway still read the old one."""
+        if shortest != self._shortest:
+            self._shortest = shortest
+            self._shortest_1.fill_(shortest)
 
     def _write_histories(self, texts: SequenceOf[HistoryText]) -> None:
         """Rows that hold a member's history already are moved and lengthened, others written whole."""
@@ -391,7 +424,3 @@ def _tables(rows: ChainRows, page_table_SP: Tensor) -> Tables:
         page_table_SP=page_table_SP,
         ancestor_slots_RD=rows.ancestor_slots_RD,
     )
-
-
-def _bucket(count: int) -> int:
-    return next(size for size in ROW_BUCKETS if size >= count)

@@ -294,6 +294,11 @@ def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
+def row_bucket(count: int) -> int:
+    """The smallest of the row buckets that holds `count`."""
+    return next(size for size in ROW_BUCKETS if size >= count)
+
+
 def octave(count: int) -> int:
     """The next of 4, 8, 16, ..."""
     return max(_power_of_two(count), _FEWEST_PAGES)

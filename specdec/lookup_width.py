@@ -4,23 +4,17 @@ The device looks for matches at any width, also where it verifies none, so that 
 about the next token. A match that was right so often in a row, its *streak*, is the likelier to go on being right: so a draft
 is as deep as its sequence's streak promises, and copying is told from chance without verifying a thing. A match of a single
 token is the least sure of all; it is drafted from where rows are cheap.
-
-Legend of shape suffixes: S sequences, D drafts.
 """
 
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
-from specdec.cost import CostTable
+from specdec.loop_costs import LoopCosts
 from specdec.loop_members import SHORTEST_MATCH, SURE_MATCH, LoopPlan, LoopRound
 
 _WIDTHS = (1, 2, 3, 4, 6, 8)
 _SMOOTHING = 0.04  # of one sequence in one round
-_TIME_SMOOTHING = 0.1
 # of a single token's match, then by streak, before any was seen: rather too low, since a draft that fails costs, and what a
 # match foretells is learned for free
 _FIRST_SURVIVAL = (0.2, 0.3, 0.5, 0.65, 0.75, 0.8)
@@ -31,8 +25,6 @@ _SURE = 0.99  # nothing is held to be surer than this, or less sure than the res
 # a sequence's own habits weigh as much as so many outcomes at even odds did; the first counts before any was seen
 _FIRST_WEIGHT, _MOST_WEIGHT = 8.0, 32.0
 _MARGIN = 1.01  # by so much a dearer round must promise to be better
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -45,9 +37,14 @@ class _Tilt:
     offset: float = 0.0
     curvature: float = _FIRST_WEIGHT / 4  # of an outcome at even odds: p (1 - p)
 
+    def of(self, usual: Sequence[float]) -> list[float]:
+        """The sequence's own chances, where others have the usual ones."""
+        against = math.exp(-self.offset)
+        return [chance / (chance + (1.0 - chance) * against) for chance in usual]
+
     def learn(self, usual: float, happened: bool) -> None:
         """Something of the usual chance did or did not happen."""
-        chance = 1.0 / (1.0 + math.exp(-_log_odds(usual) - self.offset))
+        (chance,) = self.of((usual,))
         self.curvature = min(self.curvature + chance * (1.0 - chance), _MOST_WEIGHT / 4)
         self.offset += (happened - chance) / self.curvature
 
@@ -65,13 +62,13 @@ class WidthPolicy:
     """Expected tokens per second of every plan; the best is taken.
 
     Args:
-        costs: what the device takes for rows that differ, for plans that were not timed yet.
+        costs: what rounds take.
         most_nodes: the most rows of a sequence.
         adaptive: False always takes the most.
     """
 
-    def __init__(self, costs: CostTable, most_nodes: int, adaptive: bool) -> None:
-        self._costs = costs
+    def __init__(self, costs: LoopCosts, most_nodes: int, adaptive: bool) -> None:
+        self.costs = costs
         self._most = most_nodes
         self._adaptive = adaptive
         self._found = list(_FIRST_FOUND)  # share of rounds in which a sequence has a sure match, without a streak and in one
@@ -79,7 +76,6 @@ class WidthPolicy:
         levels = 2 + _LONGEST_STREAK  # a single token's match, then a sure one by how many tokens it foretold in a row
         self._survival = [*_FIRST_SURVIVAL, *_FIRST_SURVIVAL[-1:] * (levels - len(_FIRST_SURVIVAL))]
         self._habits: dict[Hashable, _Habits] = {}
-        self._seconds: dict[tuple[int, LoopPlan], float] = {}  # of a round, by sequences and plan
 
     def widths(self, limit: int) -> tuple[int, ...]:
         """Rows that `choose` may answer."""
@@ -102,18 +98,19 @@ class WidthPolicy:
             context: tokens of the longest one.
             limit: the most rows that there is room for.
         """
-        widths = self.widths(limit)
+        widths, count = self.widths(limit), len(keys)
         best = LoopPlan(widths[0], SURE_MATCH)
         if len(widths) == 1:
             return best
-        reached, shares = self._reached([self._habits[key] for key in keys], widths[-1] - 1)
-        best_rate = len(keys) / self._time(len(keys), best, shares, context)
+        sure, short = self._expect(keys, widths[-1] - 1)
+        best_rate = count / self.costs.seconds(count, 1, 0.0, context)
         for width in widths[1:]:
-            for shortest in (SURE_MATCH, SHORTEST_MATCH):
-                plan = LoopPlan(width, shortest)
-                rate = (len(keys) + reached[shortest][width - 2]) / self._time(len(keys), plan, shares, context)
+            drafts, bring, right = width - 1, 0.0, 0.0
+            for shortest, expected in ((SURE_MATCH, sure), (SHORTEST_MATCH, short)):
+                bring, right = bring + expected[0], right + expected[drafts]
+                rate = (count + right) / self.costs.seconds(count, width, bring * drafts, context)
                 if rate > best_rate * _MARGIN:
-                    best, best_rate = plan, rate
+                    best, best_rate = LoopPlan(width, shortest), rate
         return best
 
     def observe(self, keys: Sequence[Hashable], outcome: LoopRound) -> None:
@@ -130,68 +127,36 @@ class WidthPolicy:
         streak, sure = habits.streak, matched >= SURE_MATCH
         if not streak:
             habits.found.learn(self._found[0], sure)
-        self._found[streak > 0] += _SMOOTHING * (sure - self._found[streak > 0])
+        self._found[streak > 0] = _moved(self._found[streak > 0], sure)
         if not sure:
-            self._short += _SMOOTHING * ((matched > 0) - self._short)
+            self._short = _moved(self._short, matched > 0)
             streak = 0
         for right in known if matched else ():
             level = 1 + streak if sure or streak else 0
             habits.right.learn(self._survival[level], right)
-            self._survival[level] += _SMOOTHING * (right - self._survival[level])
+            self._survival[level] = _moved(self._survival[level], right)
             streak = min(streak + 1, _LONGEST_STREAK) if right else 0
         habits.streak = streak
 
-    def observe_seconds(self, num_sequences: int, plan: LoopPlan, seconds: float) -> None:
-        """A round of such a shape took so long, the next one enqueued before it ended."""
-        key = (num_sequences, plan)
-        known = self._seconds.setdefault(key, seconds)
-        self._seconds[key] = known + _TIME_SMOOTHING * (min(seconds, 2 * known) - known)
-
-    def _reached(self, habits: list[_Habits], depth: int) -> tuple[dict[int, FloatArray], dict[int, float]]:
-        """By the shortest match that is drafted from.
-
-        Returns:
-            drafts that are expected to be right, of all sequences together, [D] by how many each brings; the share of the
-            sequences that bring any.
-        """
-        streak_S = np.array([own.streak for own in habits])
-        usual = _log_odds(np.array(self._survival))
-        tilt_S1 = np.array([own.right.offset for own in habits])[:, None]
-        level_SD = 1 + np.minimum(streak_S[:, None] + np.arange(depth), _LONGEST_STREAK)
-        level_D = np.minimum(np.where(np.arange(depth) > 0, np.arange(depth) + 1, 0), 1 + _LONGEST_STREAK)
-        sure_odds_S = np.where(
-            streak_S > 0, _log_odds(self._found[1]), _log_odds(self._found[0]) + [own.found.offset for own in habits]
-        )
-        sure_S = _chance(sure_odds_S)
-        short_S = (1.0 - sure_S) * self._short
-        by_sure_D = sure_S @ _chance(usual[level_SD] + tilt_S1).cumprod(1).cumsum(1)
-        by_short_D = short_S @ _chance(usual[level_D] + tilt_S1).cumprod(1).cumsum(1)
-        sure, short = float(sure_S.mean()), float(short_S.mean())
-        return {SURE_MATCH: by_sure_D, SHORTEST_MATCH: by_sure_D + by_short_D}, {SURE_MATCH: sure, SHORTEST_MATCH: sure + short}
-
-    def _time(self, num_sequences: int, plan: LoopPlan, shares: dict[int, float], context: int) -> float:
-        """Seconds, measured or by the measured plan that is most like it."""
-        own = self._seconds.get((num_sequences, plan))
-        if own is not None:
-            return own
-        timed = [known for count, known in self._seconds if count == num_sequences]
-        estimate = self._estimate(num_sequences, plan, shares, context)
-        if not timed:
-            return estimate
-        nearest = min(timed, key=lambda known: (abs(known.width - plan.width), known.shortest != plan.shortest))
-        seconds = self._seconds[num_sequences, nearest]
-        return seconds * estimate / self._estimate(num_sequences, nearest, shares, context)
-
-    def _estimate(self, num_sequences: int, plan: LoopPlan, shares: dict[int, float], context: int) -> float:
-        """Seconds by the costs; rows without a draft repeat others and cost next to nothing."""
-        rows = round(num_sequences * (1 + shares[plan.shortest] * (plan.width - 1)))
-        return self._costs.seconds_of(rows, context)
+    def _expect(self, keys: Sequence[Hashable], depth: int) -> tuple[list[float], list[float]]:
+        """Of sure matches, and of a single token's: how many sequences will have one, then how many drafts will be right where
+        each brings one, two, ... `depth`. Every round waits for this, so it is plain arithmetic."""
+        sure, short = [0.0] * (depth + 1), [0.0] * (depth + 1)
+        for key in keys:
+            habits = self._habits[key]
+            streak = habits.streak
+            found = self._found[1] if streak else habits.found.of(self._found)[0]
+            own = habits.right.of(self._survival)
+            for expected, chance, level in ((sure, found, 1 + streak), (short, (1.0 - found) * self._short, 0)):
+                total = 0.0
+                expected[0] += chance
+                for drafts in range(1, depth + 1):
+                    chance *= own[min(level, 1 + _LONGEST_STREAK)]
+                    total += chance
+                    expected[drafts] += total
+                    level += 1 if level else 2  # a match that was right is a sure one with a streak
+        return sure, short
 
 
-def _log_odds(chance: FloatArray | float) -> FloatArray:
-    sure = np.clip(chance, 1.0 - _SURE, _SURE)
-    return np.log(sure / (1.0 - sure))
-
-
-def _chance(log_odds: FloatArray) -> FloatArray:
-    return 1.0 / (1.0 + np.exp(-log_odds))
+def _moved(chance: float, happened: bool) -> float:
+    return min(max(chance + _SMOOTHING * (happened - chance), 1.0 - _SURE), _SURE)

@@ -45,6 +45,15 @@ class LoopPlan(NamedTuple):
     shortest: int
 
 
+class LoopTime(NamedTuple):
+    """Seconds of a round of so many sequences, so many rows of each, so many drafts of all together."""
+
+    num_sequences: int
+    width: int
+    drafts: int
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class LoopRound:
     """What a round told, on the host; one entry per member, in order.
@@ -67,6 +76,13 @@ class LoopRound:
     def accepted(self) -> list[int]:
         """Accepted drafts of each member."""
         return [len(tokens) - 1 for tokens in self.emitted]
+
+    @property
+    def time(self) -> LoopTime | None:
+        """As what the round's time is remembered."""
+        if self.seconds is None:
+            return None
+        return LoopTime(len(self.emitted), self.plan.width, sum(self.drafted), self.seconds)
 
     @staticmethod
     def read(told: IntArray, plan: LoopPlan, seconds: float | None = None) -> "LoopRound":

@@ -15,7 +15,7 @@ from specdec.config import EngineConfig
 from specdec.drafting import DraftContext, Drafter, Observation, Proposal
 from specdec.kernels.chain import Origin
 from specdec.lookup_width import WidthPolicy
-from specdec.loop_members import LONGEST_MATCH, LoopPlan, LoopRound, Member
+from specdec.loop_members import LONGEST_MATCH, LoopPlan, LoopRound, LoopTime, Member
 from specdec.planner import Planner
 from specdec.request import SpeculationStats
 from specdec.sequence import Sequence
@@ -156,8 +156,12 @@ class Speculator:
         """What a round of the device loop gave and took."""
         if outcome.plan.shortest:
             self._width.observe([sequence.request_id for sequence in sequences], outcome)
-        if outcome.seconds is not None:
-            self._width.observe_seconds(len(sequences), outcome.plan, outcome.seconds)
+        if outcome.time is not None:
+            self.observe_loop_time(outcome.time)
+
+    def observe_loop_time(self, time: LoopTime) -> None:
+        """What a round of the device loop took, also of no sequence."""
+        self._width.costs.observe(time)
 
     def observe_looked_up(self, sequence: Sequence, drafted: int, accepted: int, origin: int, emitted: SequenceOf[int]) -> None:
         """What became of a sequence's draft in a round of the device loop; the planner's trees are not concerned.

@@ -7,7 +7,8 @@ import pytest
 
 from specdec.cost import CostTable
 from specdec.lookup_width import WidthPolicy
-from specdec.loop_members import SHORTEST_MATCH, SURE_MATCH, LoopPlan, LoopRound
+from specdec.loop_costs import LoopCosts
+from specdec.loop_members import SHORTEST_MATCH, SURE_MATCH, LoopPlan, LoopRound, LoopTime
 
 KEYS = ("a",)
 
@@ -35,7 +36,7 @@ def costs(per_row: float) -> CostTable:
 
 
 def policy_of(per_row: float, most_nodes: int = 64, adaptive: bool = True) -> WidthPolicy:
-    policy = WidthPolicy(costs(per_row), most_nodes, adaptive)
+    policy = WidthPolicy(LoopCosts(costs(per_row)), most_nodes, adaptive)
     for key in KEYS:
         policy.start(key)
     return policy
@@ -73,16 +74,8 @@ def test_a_measured_time_outweighs_the_table() -> None:
     policy = policy_of(0.05)
     assert settled(policy, matched=5, right=7).width == 8
     for width in (2, 3, 4, 6, 8):
-        for shortest in (SHORTEST_MATCH, SURE_MATCH):
-            policy.observe_seconds(1, LoopPlan(width, shortest), 50.0)
-    policy.observe_seconds(1, LoopPlan(1, SURE_MATCH), 1.0)
-    assert choose(policy).width == 1
-
-
-def test_a_plan_that_was_never_timed_is_compared_by_the_measured_one_that_is_most_like_it() -> None:
-    policy = policy_of(0.05)
-    observe(policy, matched=0, guessed=False, times=200)
-    policy.observe_seconds(1, LoopPlan(8, SURE_MATCH), 0.6)  # the device alone is faster than the table's rounds of the host
+        policy.costs.observe(LoopTime(1, width, width - 1, 50.0))
+    policy.costs.observe(LoopTime(1, 1, 0, 1.0))
     assert choose(policy).width == 1
 
 
