@@ -13,6 +13,7 @@ from collections.abc import Hashable, Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,8 +43,7 @@ _REPLAYS = 8  # to time a round; the first half warms up
 _CANDIDATES = 1024  # of a nucleus; a wider one is the host's affair
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
+class _Key(NamedTuple):
     """What a CUDA graph of a round is made for."""
 
     sequences: int
@@ -60,7 +60,6 @@ class _Underway:
     """A round that was enqueued."""
 
     turn: int
-    shape: tuple[int, int]  # of what the host is told
     members: int
     plan: LoopPlan
     done: torch.cuda.Event | None = None  # since when `told` can be read
@@ -97,7 +96,10 @@ class DeviceLoop:
         self._turns_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self._turn = 0  # the same as the host counts
         most_told = len(Told) * size + 2 * MOST_ROWS
-        self._told_TX = torch.zeros(_TURNS_KEPT, most_told, dtype=torch.int64, pin_memory=device.type == "cuda")
+        on_gpu = device.type == "cuda"
+        self._told_TX = torch.zeros(_TURNS_KEPT, most_told, dtype=torch.int64, pin_memory=on_gpu)
+        self._read_TX = self._told_TX.numpy()  # the same memory
+        self._done = [torch.cuda.Event(enable_timing=True) for _ in range(_TURNS_KEPT)] if on_gpu else []  # type: ignore[no-untyped-call]
         self._mirrors_S = of_sequences(torch.bool)
         self._most_drafts_S = of_sequences(torch.int64)
         self._shortest = SURE_MATCH  # what the device was told last
@@ -233,7 +235,6 @@ class DeviceLoop:
             target[:size] = torch.tensor(values, dtype=target.dtype)
         self._pages = np.full((size, self._page_bucket(size, num_pages)), -1, np.int64)
 
-    @torch.inference_mode()
     def set_pages(self, pages: SequenceOf[SequenceOf[int]]) -> bool:
         """Tell the device of the members' pages, where there are new ones; False when this loop has no room for so many."""
         longest = max(map(len, pages))
@@ -250,23 +251,20 @@ class DeviceLoop:
             self._upload(self._page_table(), torch.from_numpy(np.maximum(known, 0)))
         return True
 
-    @torch.inference_mode()
     def enqueue(self, plan: LoopPlan) -> None:
-        """One more round."""
+        """One more round. Between two rounds of a small model there is time for little more than this."""
         key = self._key(plan.width, plan.shortest > 0)
         self._tell_shortest(plan.shortest)
         before = done = None
         if self._pool.device.type == "cuda":
             before = self._underway[-1].done if self._underway and key in self._graphs else None
             self._launch(key)
-            done = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            done = self._done[(self._turn + 1) % _TURNS_KEPT]
             done.record()
         else:
             self._round(key)
         self._turn += 1
-        self._underway.append(
-            _Underway(self._turn, (key.sequences, len(Told) + 2 * plan.width), self._num_members, plan, done, before)
-        )
+        self._underway.append(_Underway(self._turn, self._num_members, plan, done, before))
 
     def collect(self) -> LoopRound:
         """The outcome of the oldest round underway; waits for it."""
@@ -275,9 +273,9 @@ class DeviceLoop:
         if entry.done is not None:
             entry.done.synchronize()
             seconds = entry.before.elapsed_time(entry.done) / 1e3 if entry.before is not None else None
-        size, width = entry.shape
-        told = self._told_TX[entry.turn % _TURNS_KEPT, : size * width].view(size, width)[: entry.members]
-        return LoopRound.read(told.numpy().copy(), entry.plan, seconds)
+        width = len(Told) + 2 * entry.plan.width
+        told = self._read_TX[entry.turn % _TURNS_KEPT, : entry.members * width].reshape(entry.members, width).copy()
+        return LoopRound.read(told, entry.plan, seconds)
 
     def discard(self) -> None:
         """Forget the rounds underway. What they still write lies behind what the host knows of, and later work comes after."""
@@ -287,7 +285,8 @@ class DeviceLoop:
         """In the stream's order: rounds underway still read the old one."""
         if shortest != self._shortest:
             self._shortest = shortest
-            self._shortest_1.fill_(shortest)
+            with torch.inference_mode():
+                self._shortest_1.fill_(shortest)
 
     def _write_histories(self, texts: SequenceOf[HistoryText]) -> None:
         """Rows that hold a member's history already are moved and lengthened, others written whole."""
@@ -311,6 +310,7 @@ class DeviceLoop:
             corpus_C[self._corpus_end : self._corpus_end + len(part)] = torch.tensor(part, dtype=torch.int32)
             self._corpus_end = (self._corpus_end + len(part)) % len(corpus_C)
 
+    @torch.inference_mode()
     def _round(self, key: _Key) -> None:
         """Draft, lay out, verify, accept, commit; the outcome goes into the ring."""
         chains = self._chains(key)
@@ -406,6 +406,7 @@ class DeviceLoop:
             self._page_tables[shape] = torch.zeros(shape, dtype=torch.int64, device=self._pool.device)
         return self._page_tables[shape]
 
+    @torch.inference_mode()
     def _upload(self, target: Tensor, values: Tensor) -> None:
         """Without waiting for the rounds underway, which read the old values, and before the next one, which reads the new."""
         if target.device.type == "cuda":

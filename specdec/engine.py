@@ -89,6 +89,7 @@ class Engine:
         )
         self._sequences: dict[str, Sequence] = {}  # touched by the stepping thread only
         self._num_rounds = 0
+        self._reported: tuple[int, int, float, int] | None = None
         self._wakeup = threading.Condition()
         self._submitted: deque[Sequence] = deque()
         self._aborted: deque[str] = deque()
@@ -374,10 +375,11 @@ class Engine:
             self._deliver(sequence, RequestOutput(request_id=sequence.request_id, finish_reason=reason, error=message))
 
     def _report(self) -> None:
-        status = self.status()
-        self.metrics.on_schedule(
-            status.num_running, status.num_waiting, status.pages_used / status.pages_total, status.num_preemptions
-        )
+        now = self.status()
+        state = (now.num_running, now.num_waiting, now.pages_used / now.pages_total, now.num_preemptions)
+        if state != self._reported:
+            self._reported = state
+            self.metrics.on_schedule(*state)
 
     def _take_commands(self) -> None:
         with self._wakeup:

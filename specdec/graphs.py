@@ -6,6 +6,7 @@ for the second time; before that, and where there are more than `GRAPH_ROWS` row
 """
 
 import gc
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -296,7 +297,7 @@ def _power_of_two(count: int) -> int:
 
 def row_bucket(count: int) -> int:
     """The smallest of the row buckets that holds `count`."""
-    return next(size for size in ROW_BUCKETS if size >= count)
+    return ROW_BUCKETS[bisect_left(ROW_BUCKETS, count)]
 
 
 def octave(count: int) -> int:

@@ -29,6 +29,7 @@ class EngineMetrics:
             ["model_name", "position"],
             registry=self.registry,
         )
+        self._accepted_here: list[Counter] = []  # the same by place, since looking one up takes longer than counting
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that started")
         self._cached_tokens = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
         self._generated = self._counter("generation_tokens", "Tokens emitted")
@@ -78,8 +79,10 @@ class EngineMetrics:
             self._drafts.inc()
             self._draft_tokens.inc(num_drafts)
             self._accepted.inc(num_accepted)
-            for position in range(num_accepted):
-                self._accepted_at.labels(self._model, str(position)).inc()
+            while len(self._accepted_here) < num_accepted:
+                self._accepted_here.append(self._accepted_at.labels(self._model, str(len(self._accepted_here))))
+            for counter in self._accepted_here[:num_accepted]:
+                counter.inc()
 
     def on_finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """A request is over."""
