@@ -20,6 +20,7 @@ from specdec.drafters.registry import DrafterResources, make_drafters
 from specdec.drafting import Drafter
 from specdec.engine import Engine
 from specdec.errors import ConfigError
+from specdec.graphs import prompt_buckets
 from specdec.kernels.linear import uses_triton
 from specdec.lookup_width import WidthPolicy
 from specdec.loop_costs import LoopCosts
@@ -32,7 +33,7 @@ from specdec.planner import Planner
 from specdec.progress import NoProgress, Progress
 from specdec.runner import Runner
 from specdec.scheduler import Scheduler
-from specdec.selftest import RoundCost, SelfTest, check_rows, measure_costs
+from specdec.selftest import RoundCost, SelfTest, check_rows, measure_costs, warm_up_prompts
 from specdec.speculation import Speculator
 from specdec.tokenizer import Tokenizer
 from specdec.tree import IntArray
@@ -145,6 +146,8 @@ def build(
         prefix_cache=config.prefix_cache,
     )
     with _explained_memory("a lower --cache-gb or --max-model-len"):
+        if uses_triton(runner.device) and runner.device.type == "cuda":
+            _warm_up(runner, min(max_model_len, sizes.chunk_tokens, num_pages * config.page_size), scratch, progress)
         loop = _device_loop(config, sizes, runner, speculator, rule, progress)
     engine = Engine(
         runner=runner,
@@ -269,6 +272,14 @@ def _device_loop(
                     speculator.observe_loop_time(time)
                 advance(1)
     return loop
+
+
+def _warm_up(runner: Runner, most_rows: int, scratch: IntArray, progress: Progress) -> None:
+    """So that no prompt of a lone sequence waits for the compiler."""
+    lengths = [rows for rows in prompt_buckets() if rows <= most_rows]
+    with progress.task("Recording prompts", len(lengths)) as advance:
+        for _ in warm_up_prompts(runner, lengths, scratch):
+            advance(1)
 
 
 def _measure(

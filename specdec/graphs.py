@@ -2,7 +2,8 @@
 
 A round is padded to its bucket. Padding rows repeat the round's last row, whose experts are read anyway, and write to a slot
 that nobody reads; so they cost next to nothing and, rows being independent, change nothing. A bucket is recorded when it comes
-for the second time; before that, and where there are more than `GRAPH_ROWS` rows, rounds are launched kernel by kernel.
+for the second time; before that, and where there are more rows, rounds are launched kernel by kernel: a device that computes
+many rows is busy for longer than the host needs for that.
 """
 
 import gc
@@ -23,6 +24,8 @@ from specdec.models.base import Heads, Model
 
 ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 GRAPH_ROWS = ROW_BUCKETS[-1]
+PROMPT_ROWS = 1024  # of a lone sequence, so many are recorded too
+_PROMPT_STEP = 64
 MAX_GRAPHS = 128  # the one used longest ago is dropped
 _FEWEST_PAGES = 4
 _CHUNK_ROWS = 16  # of a sequence that reads its prompt, at least
@@ -42,11 +45,16 @@ class Bucket:
     def of(rows: RoundRows) -> "Bucket":
         """The smallest bucket that holds a round."""
         return Bucket(
-            rows=next((size for size in ROW_BUCKETS if size >= rows.num_rows), rows.num_rows),
+            rows=row_bucket(rows.num_rows) if rows.num_rows <= GRAPH_ROWS else -(-rows.num_rows // _PROMPT_STEP) * _PROMPT_STEP,
             sequences=_power_of_two(len(rows.bases_S)),
             depths=_power_of_two(rows.ancestor_slots_RD.shape[1]),
             pages=half_octave(rows.page_table_SP.shape[1]),
         )
+
+    @property
+    def recorded(self) -> bool:
+        """Whether it is worth a graph."""
+        return self.rows <= GRAPH_ROWS or (self.sequences == 1 and self.rows <= PROMPT_ROWS)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -63,12 +71,13 @@ class Part:
 
     @staticmethod
     def of(segments: Sequence[Segment]) -> "tuple[Part, ...]":
-        """A round's sequences that read a prompt, and those that decode, as runs of neighbours."""
+        """A round's sequences that read a prompt, and those that decode, as runs of neighbours; padding goes with the last."""
         parts = []
         for _, run in groupby(segments, lambda segment: segment.num_chunk + segment.num_tree >= _CHUNK_ROWS):
             mine = list(run)
             end = mine[-1].row_start + mine[-1].num_chunk + mine[-1].num_tree
             parts.append(Part(slice(mine[0].row_start, end), len(mine)))
+        parts[-1] = Part(slice(parts[-1].rows.start, None), parts[-1].sequences)
         return tuple(parts) if len(parts) <= _MOST_PARTS else ()
 
 
@@ -232,10 +241,10 @@ class DeviceForward:
         prepared.device_flat.copy_(prepared.host_flat, non_blocking=True)
         prepared.copied.record()
         # a bucket that comes once is not worth a graph
-        self._timed = bucket.rows <= GRAPH_ROWS and prepared.seen
+        self._timed = bucket.recorded and prepared.seen
         if not self._timed:
             prepared.seen = True
-            prepared.context.parts = Part.of(rows.segments) if bucket.rows > GRAPH_ROWS else ()
+            prepared.context.parts = () if bucket.recorded else Part.of(rows.segments)
             return self._run(prepared.context), prepared.context.captured
         if prepared.graph is None:
             prepared.graph = torch.cuda.CUDAGraph()
@@ -293,6 +302,12 @@ def recording(graph: torch.cuda.CUDAGraph, memory: Any) -> Iterator[None]:
 
 def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
+
+
+def prompt_buckets() -> list[int]:
+    """Rows of a lone sequence's prompt: those that are recorded, and some more that are not."""
+    recorded = range(GRAPH_ROWS + _PROMPT_STEP, PROMPT_ROWS + 1, _PROMPT_STEP)
+    return [*ROW_BUCKETS[1:], *recorded, *(PROMPT_ROWS << power for power in (1, 2, 3))]
 
 
 def row_bucket(count: int) -> int:

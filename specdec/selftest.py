@@ -1,4 +1,4 @@
-"""Start-up self-test of the row-invariance contract, and the first entries of the cost table.
+"""Start-up self-test of the row-invariance contract, the first entries of the cost table, and prompts to get warm on.
 
 The same tokens are computed one row at a time, as chains of many lengths, as a prompt chunk and in a bushy tree; the
 logits of the rows must agree bit for bit. Where the machine's matrix products need more rows for that, rows are padded.
@@ -128,3 +128,11 @@ def measure_costs(
                 taken.append((seconds, runner.device_seconds() or seconds))
             medians = [statistics.median(each) for each in zip(*taken, strict=True)]
             yield RoundCost(rows, context, *medians)
+
+
+def warm_up_prompts(runner: Runner, row_counts: Sequence[int], scratch: IntArray) -> Iterator[None]:
+    """Read a prompt of each length twice: the first time compiles its kernels, the second records its graph if it has one."""
+    for rows in row_counts:
+        for _ in range(2):
+            _run(runner, np.zeros(rows - 1, np.int64), DraftTree.root(0), 0, scratch)
+        yield
