@@ -64,7 +64,7 @@ class WidthPolicy:
     Args:
         costs: what rounds take.
         most_nodes: the most rows of a sequence.
-        adaptive: False always takes the most.
+        adaptive: False always takes the most, of every match.
     """
 
     def __init__(self, costs: LoopCosts, most_nodes: int, adaptive: bool) -> None:
@@ -99,6 +99,8 @@ class WidthPolicy:
             limit: the most rows that there is room for.
         """
         widths, count = self.widths(limit), len(keys)
+        if not self._adaptive:
+            return LoopPlan(widths[0], SHORTEST_MATCH)
         best = LoopPlan(widths[0], SURE_MATCH)
         if len(widths) == 1:
             return best
