@@ -267,7 +267,7 @@ def _device_loop(
     widths = speculator.loop_widths(loop.width_limit(1))
     if runner.device.type == "cuda":
         with progress.task("Recording rounds", loop.num_prepared(widths)) as advance:
-            for times in loop.prepare(widths, speculator.looks_up):
+            for times in loop.prepare(widths, speculator.looks_up and widths[-1] > 1):
                 for time in times:
                     speculator.observe_loop_time(time)
                 advance(1)

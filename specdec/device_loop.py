@@ -7,13 +7,11 @@ it looks at the last one, so the device never waits. What a stop string makes vo
 Legend of shape suffixes: S sequences of a bucket, W rows of a sequence, L room of a history, P pages of a bucket.
 """
 
-import statistics
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Hashable, Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +19,12 @@ from torch import Tensor
 
 from specdec.cache.pool import KVPool
 from specdec.candidates import Truncation, truncate_among
-from specdec.graphs import MAX_GRAPHS, ROW_BUCKETS, DeviceContext, Tables, half_octave, octave, recording, row_bucket
+from specdec.graphs import ROW_BUCKETS, DeviceContext, Tables, half_octave, octave, row_bucket
 from specdec.kernels.chain import ChainRows, Chains, Match, Told, chain_rows, commit_chains
 from specdec.kernels.gumbel import gumbel_argmax
 from specdec.kernels.suffix_match import SEPARATOR, suffix_match
 from specdec.loop_edits import LoopEdits
+from specdec.loop_graphs import LoopGraphs, RoundKey
 from specdec.loop_members import LONGEST_MATCH, SURE_MATCH, HistoryText, LoopPlan, LoopRound, LoopTime, Member
 from specdec.models.base import Model
 from specdec.request import SamplingParams
@@ -36,23 +35,9 @@ ROUNDS_AHEAD = 1  # enqueued beyond the one whose outcome the host waits for
 _TURNS_KEPT = 4  # outcomes in the ring, more than are ever underway
 MOST_ROWS = ROW_BUCKETS[-1]
 MAX_WIDTH = 8
-_MOST_GRAPHS = 2 * MAX_GRAPHS  # up to 72 of them are recorded at start-up
 _PREPARED_PAGES = 128  # of a lone sequence; longer ones are recorded when they come
 _FEW_SEQUENCES = 4
-_REPLAYS = 8  # to time a round; the first half warms up
 _CANDIDATES = 1024  # of a nucleus; a wider one is the host's affair
-
-
-class _Key(NamedTuple):
-    """What a CUDA graph of a round is made for."""
-
-    sequences: int
-    width: int
-    pages: int
-    lookup: bool
-    truncated: bool
-    biased: bool
-    penalised: bool
 
 
 @dataclass(slots=True)
@@ -119,9 +104,7 @@ class DeviceLoop:
         self._num_members = 0
         self._truncated = False
         self._underway: deque[_Underway] = deque()
-        self._graphs: OrderedDict[_Key, torch.cuda.CUDAGraph] = OrderedDict()
-        self._seen: set[_Key] = set()
-        self._memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._graphs = LoopGraphs(self._round, device)
 
     @property
     def num_underway(self) -> int:
@@ -162,7 +145,7 @@ class DeviceLoop:
                     with self._staying():
                         self._round(key)  # compiles
                     if self._pool.device.type == "cuda":
-                        self._record(key)
+                        self._graphs.record(key)
                     timed = self._pool.device.type == "cuda" and pages == self._prepared_pages()[0] and not key.truncated
                     yield [self._time(key, drafts) for drafts in sorted({0, (width - 1) * lookup})] if timed else []
         self._rows = []
@@ -175,21 +158,12 @@ class DeviceLoop:
         self._lengths_S.copy_(lengths_S)
         self._turns_1.copy_(turns_1)
 
-    def _time(self, key: _Key, drafts: int) -> LoopTime:
-        """A recorded round, with all its drafts or none, replayed behind others so that the host is ahead."""
+    def _time(self, key: RoundKey, drafts: int) -> LoopTime:
+        """Of a recorded round with all its drafts, or none."""
         self._tell_shortest(SURE_MATCH if drafts else LONGEST_MATCH + 1)
-        spans = []
-        for _ in range(_REPLAYS):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            with self._staying():
-                begin.record()
-                self._graphs[key].replay()
-                end.record()
-            spans.append((begin, end))
-        end.synchronize()
-        taken = [begin.elapsed_time(end) / 1e3 for begin, end in spans[_REPLAYS // 2 :]]
+        seconds = self._graphs.seconds(key, self._staying)
         self._tell_shortest(SURE_MATCH)
-        return LoopTime(key.sequences, key.width, drafts, statistics.median(taken))
+        return LoopTime(key.sequences, key.width, drafts, seconds)
 
     def num_prepared(self, widths: SequenceOf[int]) -> int:
         """Steps of `prepare`."""
@@ -255,15 +229,12 @@ class DeviceLoop:
         """One more round. Between two rounds of a small model there is time for little more than this."""
         key = self._key(plan.width, plan.shortest > 0)
         self._tell_shortest(plan.shortest)
-        before = done = None
-        if self._pool.device.type == "cuda":
-            before = self._underway[-1].done if self._underway and key in self._graphs else None
-            self._launch(key)
-            done = self._done[(self._turn + 1) % _TURNS_KEPT]
-            done.record()
-        else:
-            self._round(key)
+        before = self._underway[-1].done if self._underway and key in self._graphs else None
+        self._graphs.launch(key)
         self._turn += 1
+        done = self._done[self._turn % _TURNS_KEPT] if self._done else None
+        if done is not None:
+            done.record()
         self._underway.append(_Underway(self._turn, self._num_members, plan, done, before))
 
     def collect(self) -> LoopRound:
@@ -311,7 +282,7 @@ class DeviceLoop:
             self._corpus_end = (self._corpus_end + len(part)) % len(corpus_C)
 
     @torch.inference_mode()
-    def _round(self, key: _Key) -> None:
+    def _round(self, key: RoundKey) -> None:
         """Draft, lay out, verify, accept, commit; the outcome goes into the ring."""
         chains = self._chains(key)
         match = None
@@ -333,7 +304,7 @@ class DeviceLoop:
         chosen_R, tops_R, settled_R = self._draw(key, rows, logits_RV)
         commit_chains(chains, rows, chosen_R, tops_R, settled_R)
 
-    def _draw(self, key: _Key, rows: ChainRows, logits_RV: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _draw(self, key: RoundKey, rows: ChainRows, logits_RV: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The target's own token after each row, the row's largest logit, and whether the token is certain (None: it is)."""
         size = key.sequences
         seeds_S, temperatures_S, noisy_S = self._seeds_S[:size], self._temperatures_S[:size], self._noisy_S[:size]
@@ -350,7 +321,7 @@ class DeviceLoop:
         chosen_R, _ = gumbel_argmax(scores_RV.contiguous(), seeds_S, rows.draws_R, torch.ones_like(temperatures_S), noisy_S)
         return chosen_R, logits_RV.amax(dim=-1), settled_R
 
-    def _chains(self, key: _Key) -> Chains:
+    def _chains(self, key: RoundKey) -> Chains:
         """The bucket's sequences, as views."""
         size = key.sequences
         return Chains(
@@ -366,30 +337,9 @@ class DeviceLoop:
             told_TX=self._told_TX,
         )
 
-    def _key(self, width: int, lookup: bool) -> _Key:
+    def _key(self, width: int, lookup: bool) -> RoundKey:
         size, num_pages = self._pages.shape
-        return _Key(size, width, num_pages, lookup, self._truncated, self._edits.biased, self._edits.penalised)
-
-    def _launch(self, key: _Key) -> None:
-        """As a graph from the second time on: a shape that comes once is not worth one."""
-        if key in self._graphs:
-            self._graphs.move_to_end(key)
-            self._graphs[key].replay()
-        elif key in self._seen:
-            self._record(key)
-            self._graphs[key].replay()
-        else:
-            self._seen.add(key)
-            self._round(key)
-
-    def _record(self, key: _Key) -> None:
-        """Capture a round whose kernels are compiled."""
-        graph = torch.cuda.CUDAGraph()
-        with recording(graph, self._memory):
-            self._round(key)
-        self._graphs[key] = graph
-        if len(self._graphs) > _MOST_GRAPHS:
-            self._graphs.popitem(last=False)
+        return RoundKey(size, width, num_pages, lookup, self._truncated, self._edits.biased, self._edits.penalised)
 
     def _page_bucket(self, size: int, count: int) -> int:
         """Room to grow in, so that few graphs serve all lengths; few sequences hardly notice splits that are not there."""

@@ -99,11 +99,11 @@ class WidthPolicy:
             limit: the most rows that there is room for.
         """
         widths, count = self.widths(limit), len(keys)
+        if widths[-1] == 1:
+            return LoopPlan(1, 0)  # with no room for drafts a match is not worth looking for
         if not self._adaptive:
-            return LoopPlan(widths[0], SHORTEST_MATCH)
-        best = LoopPlan(widths[0], SURE_MATCH)
-        if len(widths) == 1:
-            return best
+            return LoopPlan(widths[-1], SHORTEST_MATCH)
+        best = LoopPlan(1, SURE_MATCH)
         sure, short = self._expect(keys, widths[-1] - 1)
         best_rate = count / self.costs.seconds(count, 1, 0.0, context)
         for width in widths[1:]:

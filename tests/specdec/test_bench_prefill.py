@@ -71,13 +71,13 @@ def test_chunks_cover_the_prompt_and_cost_the_same_flops() -> None:
 
 
 def test_tables_of_a_chunk_are_those_of_a_prompt_in_the_engine() -> None:
-    tables = chunk_tables(Chunk(64, 300), "cpu")
-    positions = torch.arange(64, 364)
+    tables = chunk_tables(Chunk(64, 320), "cpu")
+    positions = torch.arange(64, 384)
     assert torch.equal(tables.positions_R, positions)
     assert torch.equal(tables.slots_R, positions), "pages lie in order"
     assert torch.equal(tables.ancestor_slots_RD, positions[:, None])
     assert not tables.sequences_R.any()
-    assert (tables.starts_S.tolist(), tables.bases_S.tolist()) == ([64], [364])
+    assert (tables.starts_S.tolist(), tables.bases_S.tolist()) == ([64], [384])
     assert tables.page_table_SP[0, :6].tolist() == list(range(6))
 
 
