@@ -44,6 +44,7 @@ class Tokenizer:
         """
         self._backend = backend
         self._special_ids = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        self._bytes: dict[int, bytes] = {}  # of the tokens that came up
         self._byte_level = _is_byte_level(backend)
         self._template_source = chat_template
         self._special_tokens = dict(special_tokens or {})
@@ -78,7 +79,11 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for: none for a special token and for an id without one."""
-        return _token_bytes(self._backend, self._byte_level, token) if token not in self._special_ids else b""
+        known = self._bytes.get(token)
+        if known is None:
+            special = token in self._special_ids
+            known = self._bytes[token] = b"" if special else _token_bytes(self._backend, self._byte_level, token)
+        return known
 
     @property
     def strips_first_space(self) -> bool:
