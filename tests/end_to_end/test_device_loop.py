@@ -1,20 +1,23 @@
 """Rounds that the device runs ahead of the host give every request the tokens that rounds of the host give it."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from specdec import assemble, device_loop
+from specdec import assemble, device_loop, loop_graphs
 from specdec.cache.pool import KVPool, cache_dtype
 from specdec.config import EngineConfig
 from specdec.device_loop import DeviceLoop
 from specdec.llm import LLM, Completion
 from specdec.lookup_width import WidthPolicy
+from specdec.loop_graphs import LoopGraphs, RoundKey
 from specdec.loop_members import LoopPlan
 from specdec.request import FinishReason, Request, RequestOutput, SamplingParams, SpeculationParams
 
@@ -233,6 +236,55 @@ def test_more_biases_than_there_is_room_for_go_to_the_host(loaded: assemble.Load
     for wish in (asked, both):
         assert content(llm(loaded).generate([wish])[0]) == content(alone.generate([wish])[0])
     assert not rounds
+
+
+class Rerun:
+    """A graph for machines without any: it runs the round that it was made of again."""
+
+    capturing: ClassVar["Rerun | None"] = None
+    replayed: ClassVar[list[RoundKey]] = []
+
+    def __init__(self) -> None:
+        self.round: Callable[[], None] = lambda: pytest.fail("nothing was captured")
+        self.key: RoundKey | None = None
+
+    def replay(self) -> None:
+        assert self.key is not None, "something was captured"
+        Rerun.replayed.append(self.key)
+        self.round()
+
+
+def test_rounds_come_back_as_graphs(
+    loaded: assemble.LoadedModel, expected: dict[str, Completion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if loaded.model.device.type == "cuda":
+        pytest.skip("there are real ones")
+
+    @contextmanager
+    def recording(graph: Rerun, _memory: object) -> Iterator[None]:
+        Rerun.capturing = graph
+        yield
+        Rerun.capturing = None
+
+    def graphs_of(run: Callable[[RoundKey], None], _device: torch.device) -> LoopGraphs:
+        def launch(key: RoundKey) -> None:
+            if Rerun.capturing is None:
+                run(key)
+            else:
+                Rerun.capturing.round, Rerun.capturing.key = partial(run, key), key
+
+        return LoopGraphs(launch, torch.device("cuda"))
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Rerun)
+    monkeypatch.setattr(loop_graphs, "recording", recording)
+    monkeypatch.setattr(device_loop, "LoopGraphs", graphs_of)
+    Rerun.replayed.clear()
+    engine = llm(loaded, drafters=DRAFTERS)
+    for _ in range(3):
+        for found in engine.generate(predicted(expected)):
+            assert content(found) == content(expected[found.request_id]), found.request_id
+    assert len(Rerun.replayed) > len(set(Rerun.replayed)), "rounds were replayed"
 
 
 def test_rounds_recorded_beforehand_change_nothing(loaded: assemble.LoadedModel, expected: dict[str, Completion]) -> None:
