@@ -26,6 +26,7 @@ from specdec.kernels.suffix_match import SEPARATOR, suffix_match
 from specdec.loop_edits import LoopEdits
 from specdec.loop_graphs import LoopGraphs, RoundKey
 from specdec.loop_members import LONGEST_MATCH, SURE_MATCH, HistoryText, LoopPlan, LoopRound, LoopTime, Member
+from specdec.loop_scores import LoopScores
 from specdec.models.base import Model
 from specdec.request import SamplingParams
 from specdec.sampling import Kind
@@ -96,6 +97,7 @@ class DeviceLoop:
             top_k_N=of_sequences(torch.int64), top_p_N=of_sequences(torch.float64), min_p_N=of_sequences(torch.float64)
         )
         self._edits = LoopEdits(size, model.config.vocab_size, device)
+        self._scores = LoopScores(MOST_ROWS, _TURNS_KEPT, model.config.vocab_size, device)
         self._rows: list[tuple[Hashable, int]] = []  # whose history each row holds, and how much of it at least
         self._corpus_end = 0  # where the next response goes
         self._to_learn: list[int] = []
@@ -191,6 +193,7 @@ class DeviceLoop:
         texts = [HistoryText.of(member, self._most_reference) for member in mirrored]
         self._write_histories(texts)
         self._edits.set(mirrored)
+        self._scores.set(members)
         params = [member.sampling for member in mirrored]
         vocab_size = self._model.config.vocab_size
         self._truncated = any(Kind.of(p) == Kind.TRUNCATED for p in params)
@@ -246,7 +249,8 @@ class DeviceLoop:
             seconds = entry.before.elapsed_time(entry.done) / 1e3 if entry.before is not None else None
         width = len(Told) + 2 * entry.plan.width
         told = self._read_TX[entry.turn % _TURNS_KEPT, : entry.members * width].reshape(entry.members, width).copy()
-        return LoopRound.read(told, entry.plan, seconds)
+        scores = self._scores.read(entry.turn, entry.members, entry.plan.width) if self._scores.asked else None
+        return LoopRound.read(told, entry.plan, seconds, scores)
 
     def discard(self) -> None:
         """Forget the rounds underway. What they still write lies behind what the host knows of, and later work comes after."""
@@ -297,11 +301,14 @@ class DeviceLoop:
         )
         context = DeviceContext(_tables(rows, chains.page_table_SP), self._pool, self._windows, ())
         logits_RV = self._model.logits(self._model.forward(rows.tokens_R, context))
+        logs_RV = logits_RV.log_softmax(dim=-1) if key.scored else None  # before the logits are edited
         if key.biased:
             logits_RV = self._edits.add_biases(logits_RV, rows.draws_R, key.sequences)
         if key.penalised:
             logits_RV = self._edits.penalise(logits_RV, rows.tokens_R, chains.history_SL, chains.lengths_S, chains.offsets_S)
         chosen_R, tops_R, settled_R = self._draw(key, rows, logits_RV)
+        if logs_RV is not None:
+            self._scores.tell(logs_RV, chosen_R, self._turns_1)
         commit_chains(chains, rows, chosen_R, tops_R, settled_R)
 
     def _draw(self, key: RoundKey, rows: ChainRows, logits_RV: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -339,7 +346,8 @@ class DeviceLoop:
 
     def _key(self, width: int, lookup: bool) -> RoundKey:
         size, num_pages = self._pages.shape
-        return RoundKey(size, width, num_pages, lookup, self._truncated, self._edits.biased, self._edits.penalised)
+        edits = self._edits
+        return RoundKey(size, width, num_pages, lookup, self._truncated, edits.biased, edits.penalised, self._scores.asked)
 
     def _page_bucket(self, size: int, count: int) -> int:
         """Room to grow in, so that few graphs serve all lengths; few sequences hardly notice splits that are not there."""

@@ -18,7 +18,7 @@ from specdec.layout import lay_out
 from specdec.loop_edits import fits
 from specdec.loop_members import LoopRound
 from specdec.metrics import EngineMetrics
-from specdec.output import emit, output, read_logprobs
+from specdec.output import ahead_logprobs, emit, output, read_logprobs
 from specdec.request import FinishReason, Request, RequestOutput
 from specdec.runner import Runner, RunnerOutput
 from specdec.sampling import SamplingBatch, SamplingEntry, finite_rows
@@ -231,8 +231,8 @@ class Engine:
         return True
 
     def _may_loop(self, sequence: Sequence) -> bool:
-        """Whether the device alone can decode a sequence. A logprob is told by the host."""
-        if self._loop is None or sequence.request_id in self._kept_out or sequence.sampling.logprobs is not None:
+        """Whether the device alone can decode a sequence."""
+        if self._loop is None or sequence.request_id in self._kept_out:
             return False
         return fits(sequence.sampling, sequence.stop_ids) and self._speculator.can_loop(sequence)
 
@@ -279,7 +279,8 @@ class Engine:
             drafted, origin = outcome.drafted[index], int(outcome.origins[index])
             self._speculator.observe_looked_up(sequence, drafted, accepted[index], origin, emission.token_ids)
             self.metrics.on_tokens(sequence, len(emission.token_ids), drafted, accepted[index])
-            self._deliver(sequence, output(sequence, emission, []))
+            logprobs = ahead_logprobs(sequence, emission, outcome.scores, index)
+            self._deliver(sequence, output(sequence, emission, logprobs))
         if not outcome.sound.all():
             self._leave_loop()
 

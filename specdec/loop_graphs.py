@@ -24,6 +24,7 @@ class RoundKey(NamedTuple):
     truncated: bool
     biased: bool
     penalised: bool
+    scored: bool
 
 
 class LoopGraphs:

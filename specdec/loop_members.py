@@ -55,12 +55,21 @@ class LoopTime(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class RoundScores:
+    """Of one round, by member and row: the log p of the target's own token after the row, and the most likely ones there."""
+
+    own: list[list[float]]
+    top_tokens: list[list[list[int]]]
+    top_logs: list[list[list[float]]]
+
+
+@dataclass(frozen=True, slots=True)
 class LoopRound:
     """What a round told, on the host; one entry per member, in order.
 
     emitted: tokens that follow the root: the accepted drafts, then the target's own. drafted: how many were verified.
     sound: False where the round must be run again by the host. matched, guessed: see `Told`. origins: see `Origin`.
-    seconds: what it took; None unless it followed another round at once.
+    seconds: what it took; None unless it followed another round at once. scores: None where nobody asked.
     """
 
     plan: LoopPlan
@@ -71,6 +80,7 @@ class LoopRound:
     guessed: list[bool]
     origins: IntArray
     seconds: float | None
+    scores: RoundScores | None = None
 
     @property
     def accepted(self) -> list[int]:
@@ -85,7 +95,7 @@ class LoopRound:
         return LoopTime(len(self.emitted), self.plan.width, sum(self.drafted), self.seconds)
 
     @staticmethod
-    def read(told: IntArray, plan: LoopPlan, seconds: float | None = None) -> "LoopRound":
+    def read(told: IntArray, plan: LoopPlan, seconds: float | None = None, scores: RoundScores | None = None) -> "LoopRound":
         """From what `commit_chains` tells, int64 [members, len(Told) + 2 * plan.width]."""
         rows, own = told.tolist(), len(Told) + plan.width  # where the target's own tokens begin
         return LoopRound(
@@ -97,6 +107,7 @@ class LoopRound:
             guessed=[row[Told.GUESSED] != 0 for row in rows],
             origins=told[:, Told.ORIGIN],
             seconds=seconds,
+            scores=scores,
         )
 
 

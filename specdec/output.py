@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from specdec.commit import Outcome
-from specdec.request import FinishReason, RequestOutput, TokenLogprob
+from specdec.loop_members import RoundScores
+from specdec.request import MAX_TOP_LOGPROBS, FinishReason, RequestOutput, TokenLogprob
 from specdec.sampling import logprobs
 from specdec.sequence import Sequence
 
@@ -72,13 +73,33 @@ def read_logprobs(
         return found
     rows = torch.cat([torch.from_numpy(outcomes[i].rows) for i in asked]).to(logits_TV.device)
     tokens = torch.tensor([token for i in asked for token in outcomes[i].emitted], device=logits_TV.device)
-    most = max(sequences[i].sampling.logprobs or 0 for i in asked)
+    # as many for all that want any, so that who else is there does not decide which of equals come first
+    most = min(MAX_TOP_LOGPROBS, logits_TV.shape[1]) if any(sequences[i].sampling.logprobs for i in asked) else 0
     own_N, top_tokens_NK, top_logprobs_NK = (t.tolist() for t in logprobs(logits_TV[rows], tokens, most))
     row = 0
     for i in asked:
-        wanted = sequences[i].sampling.logprobs or 0
-        for token in outcomes[i].emitted:
-            top = tuple(zip(top_tokens_NK[row][:wanted], top_logprobs_NK[row][:wanted], strict=True))
-            found[i].append(TokenLogprob(token, own_N[row], top))
-            row += 1
+        end = row + len(outcomes[i].emitted)
+        parts = (own_N[row:end], top_tokens_NK[row:end], top_logprobs_NK[row:end])
+        found[i] = _logprobs(sequences[i], outcomes[i].emitted, *parts)
+        row = end
     return found
+
+
+def ahead_logprobs(sequence: Sequence, emission: Emission, scores: RoundScores | None, index: int) -> list[TokenLogprob]:
+    """The same of a round that ran ahead of the host, for the member at `index`."""
+    if scores is None or sequence.sampling.logprobs is None:
+        return []
+    return _logprobs(sequence, emission.token_ids, scores.own[index], scores.top_tokens[index], scores.top_logs[index])
+
+
+def _logprobs(
+    sequence: Sequence,
+    tokens: SequenceOf[int],
+    own: SequenceOf[float],
+    top_tokens: SequenceOf[SequenceOf[int]],
+    top_logs: SequenceOf[SequenceOf[float]],
+) -> list[TokenLogprob]:
+    """As many of the most likely ones as the request wants, of the rows that gave these tokens; more rows may follow."""
+    wanted = sequence.sampling.logprobs or 0
+    rows = zip(tokens, own, top_tokens, top_logs, strict=False)
+    return [TokenLogprob(token, log, tuple(zip(best[:wanted], logs[:wanted], strict=True))) for token, log, best, logs in rows]

@@ -291,7 +291,11 @@ def logprobs(logits_NV: Tensor, tokens_N: Tensor, top: int) -> tuple[Tensor, Ten
     Returns:
         float32 [N]; int64 [N, top] and float32 [N, top], most likely first.
     """
-    logs_NV = logits_NV.log_softmax(dim=-1)
+    return read_logs(logits_NV.log_softmax(dim=-1), tokens_N, top)
+
+
+def read_logs(logs_NV: Tensor, tokens_N: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same from the log p of all tokens."""
     top_logs_NK, top_tokens_NK = sort_descending(logs_NV, top) if top else (logs_NV[:, :0], tokens_N.new_empty(len(logs_NV), 0))
     return logs_NV.gather(1, tokens_N[:, None])[:, 0], top_tokens_NK, top_logs_NK
 

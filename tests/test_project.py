@@ -26,7 +26,7 @@ LAYERS = (
     ("noise", "candidates", "sampling"),
     ("acceptance",),
     ("cost", "calibration", "planner"),
-    ("loop_members", "loop_graphs", "device_loop", "loop_edits", "loop_costs", "lookup_width"),
+    ("loop_members", "loop_graphs", "device_loop", "loop_edits", "loop_scores", "loop_costs", "lookup_width"),
     ("chat_template", "gguf_tokenizer", "tokenizer"),
     ("sequence", "metrics", "admission"),
     ("scheduler", "speculation"),

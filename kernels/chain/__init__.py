@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.chain.data import ChainRows, Chains, Match, Origin, Told
-from specdec.kernels.chain.reference import chain_rows_reference, commit_chains_reference
+from specdec.kernels.chain.reference import chain_rows_reference, commit_chains_reference, tell_reference
 from specdec.kernels.linear import uses_triton
 
-__all__ = ["ChainRows", "Chains", "Match", "Origin", "Told", "chain_rows", "commit_chains"]
+__all__ = ["ChainRows", "Chains", "Match", "Origin", "Told", "chain_rows", "commit_chains", "tell"]
 
 
 def chain_rows(chains: Chains, match: Match | None, *, width: int, page_size: int, spare_slot: int) -> ChainRows:
@@ -53,3 +53,21 @@ def commit_chains(chains: Chains, rows: ChainRows, chosen_R: Tensor, tops_R: Ten
         commit_chains_triton(chains, rows, chosen_R, tops_R, settled_R)
     else:
         commit_chains_reference(chains, rows, chosen_R, tops_R, settled_R)
+
+
+def tell(values: Tensor, ring_TX: Tensor, turns_1: Tensor) -> None:
+    """Put what else a round tells into its row of a ring.
+
+    Args:
+        values: any shape, contiguous, of the ring's dtype; no more than a row has room for.
+        ring_TX: row `turns_1 % T` takes them in its first entries; as `Chains.told_TX` it may be host memory.
+        turns_1: see `Chains`.
+    """
+    assert values.dtype == ring_TX.dtype, (values.dtype, ring_TX.dtype)
+    assert values.numel() <= ring_TX.shape[1], "the ring has room for a round"
+    if uses_triton(values.device):
+        from specdec.kernels.chain.kernel import tell_triton
+
+        tell_triton(values, ring_TX, turns_1)
+    else:
+        tell_reference(values, ring_TX, turns_1)

@@ -10,6 +10,7 @@ from specdec.kernels.chain.data import ChainRows, Chains, Match, Told
 from specdec.kernels.launch import overlaps
 
 _TOLD = len(Told)
+_TELL_BLOCK = 512
 
 
 @triton.jit
@@ -158,6 +159,15 @@ def _commit_kernel(
     tl.store(p_row + TOLD + WIDTH + w, chosen, m_w)
 
 
+@triton.jit
+def _tell_kernel(p_values, p_turns, p_ring, count, turns_kept, room, BLOCK: tl.constexpr):
+    """Grid (blocks of the values,)."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_at = at < count
+    p_row = p_ring + tl.load(p_turns) % turns_kept * room
+    tl.store(p_row + at, tl.load(p_values + at, m_at), m_at)
+
+
 def chain_rows_triton(chains: Chains, match: Match | None, *, width: int, page_size: int, spare_slot: int) -> ChainRows:
     """As `specdec.kernels.chain.chain_rows`; everything contiguous."""
     num_sequences, room = chains.history_SL.shape
@@ -242,3 +252,10 @@ def commit_chains_triton(chains: Chains, rows: ChainRows, chosen_R: Tensor, tops
         launch_pdl=pdl,
         num_warps=1,
     )
+
+
+def tell_triton(values: Tensor, ring_TX: Tensor, turns_1: Tensor) -> None:
+    """As `specdec.kernels.chain.tell`."""
+    count = values.numel()
+    grid = (triton.cdiv(count, _TELL_BLOCK),)
+    _tell_kernel[grid](values, turns_1, ring_TX, count, *ring_TX.shape, _TELL_BLOCK, num_warps=4)

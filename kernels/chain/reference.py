@@ -83,3 +83,8 @@ def commit_chains_reference(
     }
     flat = torch.cat((torch.stack([told[column] for column in Told], 1), tokens_SW, chosen_SW), 1).flatten()
     chains.told_TX[chains.turns_1 % len(chains.told_TX), : len(flat)] = flat
+
+
+def tell_reference(values: Tensor, ring_TX: Tensor, turns_1: Tensor) -> None:
+    """As `specdec.kernels.chain.tell`."""
+    ring_TX[turns_1 % len(ring_TX), : values.numel()] = values.flatten()

@@ -112,7 +112,7 @@ def run(settings: LosslessSettings, progress: Progress) -> dict[str, Any]:
             "model": settings.config.model,
             "dtype": llm.assembled.dtype,
             "device": llm.assembled.device,
-            "baseline": "speculation off, one request at a time, whole prompts, no prefix cache",
+            "baseline": "speculation off, one request at a time, whole prompts, no prefix cache, the host in every round",
             "requests": len(requests),
             "max_tokens": settings.max_tokens,
             "temperatures": sorted({request.sampling.temperature for request in requests}),
@@ -146,7 +146,13 @@ class _Baselines:
 
     def __init__(self, settings: LosslessSettings, loaded: assemble.LoadedModel, progress: Progress) -> None:
         self._config = replace(
-            settings.config, drafters=(), draft_model=None, prefix_cache=False, max_batch=1, chunk_tokens=WHOLE_PROMPT
+            settings.config,
+            drafters=(),
+            draft_model=None,
+            prefix_cache=False,
+            max_batch=1,
+            chunk_tokens=WHOLE_PROMPT,
+            device_loop=False,
         )
         self._loaded = loaded
         self._progress = progress
@@ -188,9 +194,6 @@ def _compare(
     """
     oracle = {} if setting.only_short else {name: tuple(answer.token_ids) for name, answer in expected.items()}
     llm = LLM(assemble.build(setting.config, progress, loaded, oracle=oracle))
-    if setting.tokens_only:
-        requests = [replace(request, sampling=replace(request.sampling, logprobs=None)) for request in requests]
-        expected = {name: replace(answer, logprobs=[]) for name, answer in expected.items()}
     for name, size in setting.passes:
         before = llm.engine.status().num_preemptions
         comparison = Comparison(setting=name)

@@ -25,7 +25,6 @@ class Setting:
     config: EngineConfig
     passes: tuple[tuple[str, int], ...]
     only_short: bool = False  # only requests that fit the small cache, see `under_pressure`
-    tokens_only: bool = False  # ask for no logprobs, which keep the host in every round
 
 
 def settings_for(
@@ -40,6 +39,7 @@ def settings_for(
         batch_sizes: how many requests share the rounds with adversarial trees.
         on_gpu: where rounds may run ahead of the host.
     """
+    config, small, tight = (replace(each, device_loop=False) for each in (config, small, tight))
     several = (*config.drafters, "adversarial")
     chunked, whole = (
         replace(_adversarial(config), chunk_tokens=_SHORT_CHUNK),
@@ -70,7 +70,7 @@ def _ahead_of_the_host(config: EngineConfig) -> list[Setting]:
     wide = replace(ahead, adaptive=False, max_tree_nodes=_LOOP_NODES)
     engines = (("plain", replace(ahead, drafters=())), ("planned drafts", ahead), (f"{_LOOP_NODES - 1} drafts", wide))
     return [
-        Setting(engine, tuple((f"ahead of the host, {name}, {size} at once", size) for size in (1, 3, _FULL)), tokens_only=True)
+        Setting(engine, tuple((f"ahead of the host, {name}, {size} at once", size) for size in (1, 3, _FULL)))
         for name, engine in engines
     ]
 

@@ -92,6 +92,15 @@ def content(completion: Completion) -> tuple[object, ...]:
     return completion.token_ids, completion.text, completion.finish_reason, completion.stop_reason
 
 
+def hold_logprobs(found: Completion, wanted: Completion, device: str) -> None:
+    """To the bit on a GPU. On the CPU the host's rounds do not run the kernels that the loop's do."""
+    assert [told.token for told in found.logprobs] == [told.token for told in wanted.logprobs]
+    for mine, theirs in zip(found.logprobs, wanted.logprobs, strict=True):
+        assert [token for token, _ in mine.top] == [token for token, _ in theirs.top]
+        logs, expected = ([told.logprob, *(log for _, log in told.top)] for told in (mine, theirs))
+        assert logs == (expected if device == "cuda" else pytest.approx(expected, abs=1e-4))
+
+
 @pytest.fixture(scope="module")
 def expected(loaded: assemble.LoadedModel) -> dict[str, Completion]:
     """Every request alone, each round with the host."""
@@ -201,16 +210,17 @@ def test_who_comes_and_goes_changes_nobody(
 
 
 EDITS: tuple[dict[str, Any], ...] = (
-    {"presence_penalty": 1.5, "frequency_penalty": 0.7},
+    {"presence_penalty": 1.5, "frequency_penalty": 0.7, "logprobs": 3},
     {"repetition_penalty": 1.8},
     {"logit_bias": {5: 4.0, 6: -2.5, 250: 100.0}},
-    {"min_tokens": 6},
+    {"min_tokens": 6, "logprobs": 0},
 )
 
 
 @pytest.mark.parametrize("drafters", [(), DRAFTERS], ids=["plain", "drafted"])
 def test_edited_logits_need_no_host(loaded: assemble.LoadedModel, rounds: list[LoopPlan], drafters: tuple[str, ...]) -> None:
-    """Penalties, biases and bans in one batch, at several temperatures; stops that are banned for a while."""
+    """Penalties, biases and bans in one batch, at several temperatures; stops that are banned for a while; log p, which are
+    those of the logits before they are edited."""
     alone = llm(loaded, max_batch=1, device_loop=False, prefix_cache=False)
     plain = {request.request_id: alone.generate([request])[0].token_ids for request in requests()}
     asked = []
@@ -223,9 +233,29 @@ def test_edited_logits_need_no_host(loaded: assemble.LoadedModel, rounds: list[L
     for fields in ({"max_batch": 3}, {"adaptive": False}):
         for found in llm(loaded, drafters=drafters, **fields).generate(told):
             assert content(found) == content(wanted[found.request_id]), found.request_id
+            hold_logprobs(found, wanted[found.request_id], loaded.model.device.type)
     assert rounds, "the loop ran"
+    assert {len(told.top) for found in wanted.values() for told in found.logprobs} == {0, 3}
     assert len(wanted["0-0"].token_ids) < 9, "a stop token stops"
     assert len(wanted["1-0"].token_ids) >= 6, "but not while it is banned"
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_log_p_need_no_host(
+    loaded: assemble.LoadedModel, expected: dict[str, Completion], rounds: list[LoopPlan], adaptive: bool
+) -> None:
+    asked = [
+        replace(request, sampling=replace(request.sampling, logprobs=wish))
+        for request, wish in zip(predicted(expected), itertools.cycle((20, None, 1)), strict=False)
+    ]
+    alone = llm(loaded, max_batch=1, device_loop=False, prefix_cache=False)
+    wanted = {request.request_id: alone.generate([request])[0] for request in asked}
+    assert not rounds
+    for found in llm(loaded, drafters=DRAFTERS, adaptive=adaptive).generate(asked):
+        assert content(found) == content(wanted[found.request_id]), found.request_id
+        hold_logprobs(found, wanted[found.request_id], loaded.model.device.type)
+    assert rounds, "the loop ran"
+    assert adaptive or {plan.width for plan in rounds} == {4}
 
 
 def test_more_biases_than_there_is_room_for_go_to_the_host(loaded: assemble.LoadedModel, rounds: list[LoopPlan]) -> None:

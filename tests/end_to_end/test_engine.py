@@ -49,7 +49,7 @@ def page_size(loaded: assemble.LoadedModel) -> int:
 
 
 def config(loaded: assemble.LoadedModel, **fields: Any) -> EngineConfig:
-    defaults: dict[str, Any] = {"page_size": page_size(loaded), "cache_gb": 0.01, "drafters": ()}
+    defaults: dict[str, Any] = {"page_size": page_size(loaded), "cache_gb": 0.01, "drafters": (), "device_loop": False}
     device = loaded.model.device.type
     return EngineConfig(
         model=loaded.name, dtype="float32" if device == "cpu" else "bfloat16", device=device, **defaults | fields

@@ -12,7 +12,7 @@ from torch import Tensor
 from specdec.acceptance.shared_noise import walk
 from specdec.batch import RowSpec, build_rows
 from specdec.kernels.chain import ChainRows, Chains, Match, Origin, Told, chain_rows, commit_chains
-from specdec.kernels.chain.reference import chain_rows_reference, commit_chains_reference
+from specdec.kernels.chain.reference import chain_rows_reference, commit_chains_reference, tell_reference
 from specdec.kernels.suffix_match import SEPARATOR, suffix_match
 from specdec.kernels.suffix_match.reference import suffix_match_reference
 from specdec.tree import DraftTree
@@ -231,6 +231,13 @@ def hold_to_the_reference(kernel: Any, device: str) -> None:
         wanted = last_told(theirs, width)
         wanted[:, Told.ORIGIN] = found.origins_S.cpu()
         assert torch.equal(last_told(mine, width).cpu(), wanted), seed
+        for values in (torch.randn(37, width * 9), torch.arange(37 * width)):
+            rings = [torch.full((3, 37 * 8 * 9), -7, dtype=values.dtype, device=place) for place in (device, "cpu")]
+            kernel.tell_triton(values.to(device), rings[0], mine.turns_1)
+            tell_reference(values, rings[1], theirs.turns_1)
+            assert torch.equal(rings[0].cpu(), rings[1])
+            assert torch.equal(rings[1][(seed + 1) % 3, : values.numel()], values.flatten())
+            assert (rings[1] == -7).sum() == rings[1].numel() - values.numel()
         assert mine.turns_1.item() == theirs.turns_1.item() == seed + 1
         assert torch.equal(mine.history_SL.cpu(), theirs.history_SL)
         assert torch.equal(mine.lengths_S.cpu(), theirs.lengths_S)

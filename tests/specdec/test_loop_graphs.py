@@ -10,7 +10,7 @@ import torch
 from specdec import loop_graphs
 from specdec.loop_graphs import LoopGraphs, RoundKey
 
-KEYS = [RoundKey(1, width, 4, lookup=True, truncated=False, biased=False, penalised=False) for width in (1, 2, 3)]
+KEYS = [RoundKey(1, w, 4, lookup=True, truncated=False, biased=False, penalised=False, scored=False) for w in (1, 2, 3)]
 
 
 class Graph:
