@@ -37,7 +37,9 @@ class LoopScores:
 
     def tell(self, logs_RV: Tensor, chosen_R: Tensor, turns_1: Tensor) -> None:
         """Within a round: logs_RV is float32, chosen_R int64, the target's own tokens; turns_1 as in `Chains`."""
-        own_R, top_tokens_RK, top_logs_RK = read_logs(logs_RV, chosen_R, self._top)
+        # a row that is not finite may have given anything; the host runs such a round again
+        tokens_R = chosen_R.clamp(0, logs_RV.shape[1] - 1)
+        own_R, top_tokens_RK, top_logs_RK = read_logs(logs_RV, tokens_R, self._top)
         tell(torch.cat((own_R[:, None], top_logs_RK), 1), self._logs_TX, turns_1)
         tell(top_tokens_RK.contiguous(), self._tokens_TX, turns_1)
 
