@@ -349,7 +349,8 @@ def moe_triton(
 @functools.cache
 def _arrivals(device: torch.device, size: int) -> Tensor:
     """Counters that are zeros between two layers; all layers of a device share them, since its layers run one by one."""
-    return torch.zeros(size, dtype=torch.int32, device=device)
+    with torch.inference_mode(False):  # so that they may be changed in that mode and outside of it, whoever comes first
+        return torch.zeros(size, dtype=torch.int32, device=device)
 
 
 def choose_tile(num_rows: int, k: int, num_experts: int, gated: bool) -> Tile:

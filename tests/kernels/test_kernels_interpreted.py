@@ -65,6 +65,9 @@ def test_a_layer_that_fails_halfway_leaves_no_counts_behind(monkeypatch: pytest.
         raise MemoryError
 
     monkeypatch.setattr(moe, "combine_triton", fail)
+    moe._arrivals.cache_clear()
+    with torch.inference_mode():
+        moe._arrivals(torch.device("cpu"), moe.DIRECT_ROWS * 3)
     x, router, norm = _random(2, 128), _random(6, 128, seed=1), _random(128, seed=2)
     with pytest.raises(MemoryError):
         moe.moe_triton(x, router, _random(6, 40, 128, seed=3), _random(6, 128, 20, seed=4), 3, True, norm_E=norm)
