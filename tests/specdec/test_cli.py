@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,15 @@ def test_summary_names_the_drafters_that_were_right() -> None:
     assert summary(3, 2.0, RequestOutput(request_id="r")) == "[3 tokens in 2.00 s: 1.5 tok/s]"
 
 
-def test_ctrl_c_is_noted_once_and_then_obeyed() -> None:
+@pytest.fixture
+def obeys_ctrl_c() -> Iterator[None]:
+    """As where a person started the process; a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_noted_once_and_then_obeyed(obeys_ctrl_c: None) -> None:
     with _ctrl_c_noted() as noted:
         signal.raise_signal(signal.SIGINT)
         assert noted == [signal.SIGINT]
