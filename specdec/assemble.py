@@ -134,9 +134,8 @@ def build(
         draft_model_factory=draft_model if config.draft_model is not None else None,
         oracle=oracle,
     )
-    drafters = make_drafters(config, resources)
-    names = tuple(drafter.name for drafter in drafters)
-    speculator = _speculator(drafters, costs, rule, config, max_model_len)
+    speculator = _speculator(make_drafters(config, resources), costs, rule, config, max_model_len)
+    names = tuple(drafter.name for drafter in speculator.drafters)
     runner.capture = speculator.hidden_layers
     scheduler = Scheduler(
         num_pages=num_pages,
@@ -146,8 +145,7 @@ def build(
         prefix_cache=config.prefix_cache,
     )
     with _explained_memory("a lower --cache-gb or --max-model-len"):
-        if uses_triton(runner.device) and runner.device.type == "cuda":
-            _warm_up(runner, min(max_model_len, sizes.chunk_tokens, num_pages * config.page_size), scratch, progress)
+        _warm_up(runner, min(max_model_len, sizes.chunk_tokens, num_pages * config.page_size), scratch, progress)
         loop = _device_loop(config, sizes, runner, speculator, rule, progress)
     engine = Engine(
         runner=runner,
@@ -275,7 +273,9 @@ def _device_loop(
 
 
 def _warm_up(runner: Runner, most_rows: int, scratch: IntArray, progress: Progress) -> None:
-    """So that no prompt of a lone sequence waits for the compiler."""
+    """So that no prompt of a lone sequence waits for the compiler, where there is one."""
+    if not (uses_triton(runner.device) and runner.device.type == "cuda"):
+        return
     lengths = [rows for rows in prompt_buckets() if rows <= most_rows]
     with progress.task("Recording prompts", len(lengths)) as advance:
         for _ in warm_up_prompts(runner, lengths, scratch):

@@ -131,7 +131,11 @@ class DeviceLoop:
         Args:
             widths: that a lone sequence may bring.
             lookup: whether it looks for matches.
+
+        Yields:
+            What such rounds took, with all their drafts and with none; nothing where that was not timed.
         """
+        on_gpu, buckets = self._pool.device.type == "cuda", self._prepared_pages()
         sampled = SamplingParams(temperature=1.0, top_p=0.9)
         # what follows the match is drawn at random: a mixture of experts is the dearer the more experts a round visits
         text = np.random.default_rng(1).integers(0, self._model.config.vocab_size, MAX_WIDTH + 1).tolist()
@@ -139,16 +143,16 @@ class DeviceLoop:
         for sampling in (replace(sampled, top_p=1.0), sampled):
             member = Member(key=self, tokens=tokens, reference=(), sampling=sampling, most_drafts=max(widths) - 1)
             self.start([member], 1)
-            for pages in self._prepared_pages():
+            for pages in buckets:
                 self._pages = np.full((1, pages), -1, np.int64)
                 self._page_table().zero_()
                 for width in widths:
                     key = self._key(width, lookup)
                     with self._staying():
                         self._round(key)  # compiles
-                    if self._pool.device.type == "cuda":
+                    if on_gpu:
                         self._graphs.record(key)
-                    timed = self._pool.device.type == "cuda" and pages == self._prepared_pages()[0] and not key.truncated
+                    timed = on_gpu and pages == buckets[0] and not key.truncated
                     yield [self._time(key, drafts) for drafts in sorted({0, (width - 1) * lookup})] if timed else []
         self._rows = []
 

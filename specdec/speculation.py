@@ -156,12 +156,12 @@ class Speculator:
         """What a round of the device loop gave and took."""
         if outcome.plan.shortest:
             self._width.observe([sequence.request_id for sequence in sequences], outcome)
-        if outcome.time is not None:
-            self.observe_loop_time(outcome.time)
+        if (taken := outcome.time) is not None:
+            self.observe_loop_time(taken)
 
-    def observe_loop_time(self, time: LoopTime) -> None:
-        """What a round of the device loop took, also of no sequence."""
-        self._width.costs.observe(time)
+    def observe_loop_time(self, taken: LoopTime) -> None:
+        """What a round of the device loop took; at start-up one that served nobody."""
+        self._width.costs.observe(taken)
 
     def observe_looked_up(self, sequence: Sequence, drafted: int, accepted: int, origin: int, emitted: SequenceOf[int]) -> None:
         """What became of a sequence's draft in a round of the device loop; the planner's trees are not concerned.
