@@ -37,6 +37,7 @@ from specdec.selftest import RoundCost, SelfTest, check_rows, measure_costs, war
 from specdec.speculation import Speculator
 from specdec.tokenizer import Tokenizer
 from specdec.tree import IntArray
+from specdec.user_tiles import use_own
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ def build(
     scratch_pages = -(-SCRATCH_SLOTS // config.page_size)
     stored = cache_dtype(model.dtype, model.device)
     scratch = np.arange(num_pages * config.page_size, (num_pages + scratch_pages) * config.page_size)
+    use_own(model.device)
     with _explained_memory("a lower --cache-gb"):
         pool = KVPool(model.cache_specs, num_pages + scratch_pages, config.page_size, stored, model.device)
         runner = Runner(model, pool)

@@ -13,6 +13,7 @@ from specdec.errors import ConfigError
 
 _FAILED = 1
 _BASELINES = ("none", "transformers")
+_TUNED_ROWS = "1,2,4,8,16,32,64,128,256,8192"
 _Table = tuple[list[str], list[list[str]]]  # header and rows
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Measure speed, acceptance and losslessness.")
@@ -35,9 +36,7 @@ def speed(
     threads: options.Threads = None,
     no_device_loop: options.NoDeviceLoop = False,
     max_model_len: options.MaxModelLen = None,
-    shape: Annotated[
-        str | None, typer.Option(help="Random weights of this shape instead of a model: qwen3-30b-a3b, smollm2-135m.")
-    ] = None,
+    shape: options.Shape = None,
     streams: Annotated[str, typer.Option(help="With --shape: numbers of concurrent requests, with commas.")] = "1,8,32,64",
     cache_gb: options.CacheGb = options.DEFAULTS.cache_gb,
     chunk_tokens: options.ChunkTokens = options.DEFAULTS.chunk_tokens,
@@ -178,6 +177,34 @@ def lossless(
         ]
         + [f"{name}: nothing was preempted, so nothing is shown; raise --tokens" for name in data["results"]["not_tried"]]
     )
+
+
+@app.command()
+def tune(
+    model: options.Model = DEFAULT_MODEL,
+    shape: options.Shape = None,
+    rows: Annotated[
+        str, typer.Option(help="Rows of the rounds to tune: powers of two, with commas; above 256 a prompt's.")
+    ] = _TUNED_ROWS,
+    output: Annotated[
+        Path | None, typer.Option(help="Table to add to; if not given, the one that specdec reads for this GPU.")
+    ] = None,
+    dtype: options.Dtype = options.DEFAULTS.dtype,
+) -> None:
+    """Find the fastest tiles of this GPU's matrix products for a model. Takes minutes; changes speed only."""
+    import torch  # which --help should not wait for
+
+    from specdec import assemble, user_tiles
+    from specdec.bench import tune
+    from specdec.bench.shapes import load_shape
+
+    config = EngineConfig(model=model, dtype=dtype)
+    if not torch.cuda.is_available():
+        raise ConfigError("Tiles are measured on an NVIDIA GPU, and PyTorch finds none here.")
+    loaded = load_shape(shape, dtype=dtype, device="cuda") if shape is not None else assemble.load(config, _progress())
+    settings = tune.TuneSettings(rows=_numbers(rows, "rows"), output=output or user_tiles.table_path(loaded.model.device))
+    data = tune.run(settings, loaded, _progress())
+    _show(f"Tiles of {loaded.name}, written to {settings.output}", tune.rows(data), data)
 
 
 def _config(

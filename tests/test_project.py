@@ -21,6 +21,7 @@ LAYERS = (
     ("request", "config"),
     ("tree", "drafting"),
     ("models",),
+    ("user_tiles",),
     ("cache",),
     ("batch", "graphs", "runner", "selftest"),
     ("noise", "candidates", "sampling"),

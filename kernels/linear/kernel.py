@@ -5,9 +5,6 @@ Kernels are chained by programmatic dependent launch: each lets its successor st
 before it waits for its predecessor's output. Legend: M rows, N outputs, K inputs, S splits of K.
 """
 
-import functools
-from dataclasses import dataclass, replace
-
 import torch
 import triton
 import triton.language as tl
@@ -15,49 +12,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from specdec.kernels.launch import leave_room, overlaps, shared_memory
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Shape of one program's work: speed only, never bits.
-
-    stages: loads in flight, in tiles of BLOCK_K. in_turn: accumulator chains run one after the other, for large tiles.
-    """
-
-    m: int
-    n: int
-    k: int
-    warps: int
-    stages: int
-    in_turn: bool = False
-
-    @property
-    def options(self) -> dict[str, int | bool]:
-        return {
-            "BLOCK_M": self.m,
-            "BLOCK_N": self.n,
-            "BLOCK_K": self.k,
-            "IN_TURN": self.in_turn,
-            "STAGES": self.stages,
-            "num_warps": self.warps,
-            "enable_fp_fusion": False,
-        }
-
-    def fitted(self, most_bytes: int, saved_buffers: int = 0, wide: int = 1) -> "Tile":
-        """With fewer or smaller loads in flight, where a program has no more shared memory; see `shared_memory`.
-
-        wide: rows of weights for each output.
-        """
-        chains = 1 if self.in_turn else 4
-        stages, k = self.stages, self.k
-        while chains * (self.m + wide * self.n) * k * 2 * max(1, stages - saved_buffers) > most_bytes and (
-            k > 16 or stages > 1
-        ):
-            if stages > 3 or k == 16:
-                stages -= 1
-            else:
-                k //= 2
-        return replace(self, stages=stages, k=k)
+from specdec.kernels.tile_tables import Product, Tile, measured, remembered, row_bucket
 
 
 @triton.jit
@@ -387,10 +342,11 @@ def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
     return Tile(m, 16, 64, 4, 6 if m <= 16 else 4)
 
 
-@functools.lru_cache(maxsize=4096)  # rounds launched kernel by kernel wait for the host
+@remembered
 def device_tile(num_rows: int, width: int, depth: int, device: torch.device) -> Tile:
-    """`choose_tile`, fitted to the device."""
-    return choose_tile(num_rows, width, depth).fitted(*shared_memory(device))
+    """The measured tile, else `choose_tile`'s, fitted to the device."""
+    tile = measured(Product("linear", row_bucket(num_rows), width, depth), device)
+    return (tile or choose_tile(num_rows, width, depth)).fitted(*shared_memory(device))
 
 
 def _launch(

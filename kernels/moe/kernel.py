@@ -10,7 +10,7 @@ Legend of shape suffixes: R rows, X experts, k experts per row, E hidden size, I
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -19,13 +19,10 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from specdec.kernels.launch import overlaps, shared_memory
-from specdec.kernels.linear.kernel import (
-    Tile,
-    chained_product,
-    num_chains,
-)
+from specdec.kernels.linear.kernel import chained_product, num_chains
 from specdec.kernels.moe.combine import combine_triton
 from specdec.kernels.moe.routing import norm_and_route_triton
+from specdec.kernels.tile_tables import Product, Tile, measured, remembered, row_bucket
 
 DIRECT_ROWS = 16
 
@@ -270,8 +267,8 @@ def experts_triton(
     num_experts, inner = down_XEI.shape[0], down_XEI.shape[2]
     act = x_RE.new_empty((num_rows * k, inner))
     out = x_RE.new_empty((num_rows * k, hidden))
-    gate_up_tile = gate_up_tile or device_tile(num_rows, k, num_experts, True, x_RE.device)
-    down_tile = down_tile or device_tile(num_rows, k, num_experts, False, x_RE.device)
+    gate_up_tile = gate_up_tile or device_tile(num_rows, k, num_experts, inner, hidden, True, x_RE.device)
+    down_tile = down_tile or device_tile(num_rows, k, num_experts, hidden, inner, False, x_RE.device)
     if num_rows > DIRECT_ROWS:
         groups = group_triton(experts_Rk, num_experts)
         _launch_grouped(x_RE, gate_up_XIE, k, groups, act, True, gate_up_tile)
@@ -372,10 +369,15 @@ def choose_tile(num_rows: int, k: int, num_experts: int, gated: bool) -> Tile:
     return Tile(64, 64 if gated else 128, 64, 4, 4, True)
 
 
-@functools.lru_cache(maxsize=4096)
-def device_tile(num_rows: int, k: int, num_experts: int, gated: bool, device: torch.device) -> Tile:
-    """`choose_tile`, fitted to the device."""
-    return choose_tile(num_rows, k, num_experts, gated).fitted(*shared_memory(device), 2 if gated else 1)
+@remembered
+def device_tile(num_rows: int, k: int, num_experts: int, outputs: int, inputs: int, gated: bool, device: torch.device) -> Tile:
+    """The measured tile, else `choose_tile`'s, fitted to the device."""
+    rule = choose_tile(num_rows, k, num_experts, gated)
+    product = Product("gate_up" if gated else "down", row_bucket(num_rows), outputs, inputs, num_experts, k)
+    tile = measured(product, device) or rule
+    if num_rows <= DIRECT_ROWS:  # one kernel does both products, all rows in one tile
+        tile = replace(tile, m=rule.m, warps=rule.warps, in_turn=rule.in_turn)
+    return tile.fitted(*shared_memory(device), 2 if gated else 1)
 
 
 def _launch_grouped(x: Tensor, weight: Tensor, k: int, groups: Groups, out: Tensor, gated: bool, tile: Tile) -> None:

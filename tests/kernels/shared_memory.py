@@ -9,10 +9,11 @@ from typing import Any
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from specdec.kernels.linear.kernel import Tile, _linear_kernel, num_chains
+from specdec.kernels.linear.kernel import _linear_kernel, num_chains
 from specdec.kernels.linear.kernel import choose_tile as choose_linear
 from specdec.kernels.moe.kernel import _grouped_kernel
 from specdec.kernels.moe.kernel import choose_tile as choose_experts
+from specdec.kernels.tile_tables import Tile
 from specdec.kernels.tree_attention.kernel import _attend_kernel, choose_plan
 
 CAPABILITY = 89  # 8.6 and 12.0 have as much

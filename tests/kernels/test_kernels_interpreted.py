@@ -8,6 +8,7 @@ import torch
 from specdec.kernels.gumbel.reference import gumbel_argmax_reference
 from specdec.kernels.moe.reference import moe as moe_reference
 from specdec.kernels.swiglu.reference import swiglu as swiglu_reference
+from specdec.kernels.tile_tables import Tile
 from specdec.kernels.tree_attention.reference import tree_attention_reference
 
 if torch.cuda.is_available():
@@ -32,7 +33,7 @@ def _error(out: torch.Tensor, reference: torch.Tensor) -> float:
 
 def test_linear_with_all_epilogues_at_odd_sizes() -> None:
     x, w, bias, residual = _random(5, 100, seed=1), _random(37, 100, seed=2), _random(37, seed=3), _random(5, 37, seed=4)
-    out = linear.linear_triton(x, w, bias, residual=residual, tile=linear.Tile(16, 32, 32, 1, 1))
+    out = linear.linear_triton(x, w, bias, residual=residual, tile=Tile(16, 32, 32, 1, 1))
     reference = (x.float() @ w.float().T + bias.float()).to(HALF) + residual
     assert _error(out, reference) < 2e-3
 

@@ -6,7 +6,8 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
-from specdec.kernels.linear.kernel import Tile, embed_and_norm_triton, linear_splits_triton, linear_triton, rms_norm_triton
+from specdec.kernels.linear.kernel import embed_and_norm_triton, linear_splits_triton, linear_triton, rms_norm_triton
+from specdec.kernels.tile_tables import Tile
 
 pytestmark = pytest.mark.gpu
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from specdec.kernels.tile_tables import Tile
+
 linear = pytest.importorskip("specdec.kernels.linear.kernel")
 moe = pytest.importorskip("specdec.kernels.moe.kernel")
 
@@ -28,10 +30,10 @@ def test_tiles_are_left_alone_where_they_fit() -> None:
 
 
 def test_a_tile_gives_up_loads_in_flight_first_and_then_their_size() -> None:
-    assert linear.Tile(16, 16, 128, 4, 5).fitted(*ADA) == linear.Tile(16, 16, 128, 4, 4)
-    large = linear.Tile(128, 128, 128, 8, 3, True)
-    assert large.fitted(*ADA) == linear.Tile(128, 128, 64, 8, 3, True)
-    assert large.fitted(0) == linear.Tile(128, 128, 16, 8, 1, True)
+    assert Tile(16, 16, 128, 4, 5).fitted(*ADA) == Tile(16, 16, 128, 4, 4)
+    large = Tile(128, 128, 128, 8, 3, True)
+    assert large.fitted(*ADA) == Tile(128, 128, 64, 8, 3, True)
+    assert large.fitted(0) == Tile(128, 128, 16, 8, 1, True)
 
 
 def test_kernels_compiled_for_a_small_gpu_fit_it() -> None:

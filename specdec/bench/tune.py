@@ -1,0 +1,286 @@
+"""Measure which tiles of the matrix products are the fastest on this GPU: `specdec bench tune`.
+
+What is timed is a whole round, replayed as a CUDA graph: a product by itself says little about one that starts while its
+predecessor ends. The search begins at the tile in use (`tile_search.py`), each trial timed in turns with the best so far. The
+round's logits must be the same to the bit, as the kernels' contract says: a tile with others is reported as a fault.
+"""
+
+import logging
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specdec.assemble import LoadedModel
+from specdec.batch import RowSpec, build_rows
+from specdec.bench.environment import conditions
+from specdec.bench.tile_search import descend, neighbours
+from specdec.cache.pool import KVPool, cache_dtype
+from specdec.errors import ConfigError
+from specdec.graphs import GRAPH_ROWS, Bucket, DeviceContext, Tables, recording
+from specdec.kernels.linear import uses_triton
+from specdec.kernels.tile_tables import Product, Tile, asked, instead, use, write
+from specdec.models.base import Model
+from specdec.progress import Progress
+from specdec.tree import DraftTree
+from specdec.user_tiles import read_table
+
+_log = logging.getLogger(__name__)
+
+_PAGE, _CACHED = 64, 40
+_TURNS, _FEWEST_TURNS = 8, 3
+_TRIAL_SECONDS = 0.2  # long rounds take fewer turns
+_RECORDINGS = 5  # graphs of the same launches differ by a percent, so a gain must show in all of them
+_LEAST_GAIN = 0.002  # of a round's time
+
+Run = Callable[[], Tensor]
+Tiles = Mapping[Product, Tile]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneSettings:
+    """rows: numbers of rows to tune rounds of. output: the table's file, added to if it is there."""
+
+    rows: tuple[int, ...]
+    output: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One product's search. gain: share of the round's time that the new tile saves, 0 where the old one stays."""
+
+    product: Product
+    before: Tile
+    after: Tile
+    gain: float
+    tried: int
+
+
+@dataclass(frozen=True, slots=True)
+class TunedRound:
+    """seconds_before, seconds: of the round with the old tiles and with those that were found."""
+
+    rows: int
+    seconds_before: float
+    seconds: float
+    found: tuple[Found, ...]
+
+    @property
+    def kept(self) -> dict[Product, Tile]:
+        """The tiles to put into the table."""
+        return {each.product: each.after for each in self.found if each.gain > 0}
+
+
+class Recorded:
+    """A round as a graph, and the logits that it leaves behind."""
+
+    def __init__(self, run: Run) -> None:
+        run()  # so that everything is compiled
+        torch.cuda.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        with recording(self._graph, None):
+            self.logits = run()
+        self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        self.seconds()
+
+    def seconds(self) -> float:
+        """Of one replay on the device."""
+        self._begin.record()
+        self._graph.replay()
+        self._end.record()
+        self._end.synchronize()
+        return float(self._begin.elapsed_time(self._end)) / 1e3
+
+
+class Tuner:
+    """Times rounds of one model.
+
+    Args:
+        model: on a GPU that the kernels support.
+        most_rows: that a round will have.
+    """
+
+    def __init__(self, model: Model, most_rows: int) -> None:
+        self._model = model
+        self._gpu = torch.cuda.get_device_name(model.device)
+        stored = cache_dtype(model.dtype, model.device)
+        self._pool = KVPool(model.cache_specs, min(most_rows, GRAPH_ROWS), _PAGE, stored, model.device)
+
+    def tune(self, rows: int) -> TunedRound:
+        """Search tiles for every product of a round in which `rows` sequences decode, each with those found before it."""
+        run = self._round(rows)
+        with asked() as products:
+            run()
+        chosen: dict[Product, Tile] = {}
+        found = []
+        for product in dict.fromkeys(products):
+            if product.rows == rows:
+                found.append(self._search(run, product, chosen))
+                chosen[product] = found[-1].after
+        pairs = self._pairs(run, {}, chosen)
+        before = statistics.median(seconds for seconds, _ in pairs)
+        after = statistics.median(seconds for _, seconds in pairs)
+        return TunedRound(rows, before, after if any(each.gain > 0 for each in found) else before, tuple(found))
+
+    def _search(self, run: Run, product: Product, chosen: Tiles) -> Found:
+        start = self._in_use(product)
+        tied = product.kind != "linear" and _share_a_kernel(product.rows)
+        current: list[tuple[Tile, Recorded]] = []  # the best so far
+
+        def recorded(tile: Tile) -> Recorded | None:
+            tiles = {**chosen, product: tile}
+            with instead(self._gpu, tiles):
+                # a tile that the GPU's memory makes another is no new one
+                return self._try(run, tiles) if self._in_use(product) == tile else None
+
+        def compare(tile: Tile, best: Tile) -> float:
+            if not current or current[0][0] != best:
+                found = recorded(best)
+                assert found is not None, "it ran before"
+                current[:] = [(best, found)]
+            other, mine = current[0][1], recorded(tile)
+            if mine is None:
+                return float("inf")
+            if not torch.equal(mine.logits, other.logits):
+                _log.warning("%s changes bits of %s; please report this GPU (%s).", tile, product, self._gpu)
+                return float("inf")
+            a, b = _in_turns(mine, other)
+            return a / b
+
+        best, tried = descend(start, lambda tile: neighbours(tile, product, tied), compare, _LEAST_GAIN)
+        if best != start:
+            pairs = self._pairs(run, {**chosen, product: start}, {**chosen, product: best})
+            gains = [1 - after / before for before, after in pairs]
+            if min(gains) > 0 and (gain := statistics.median(gains)) >= _LEAST_GAIN:
+                return Found(product, start, best, gain, tried)
+        return Found(product, start, start, 0.0, tried)
+
+    def _pairs(self, run: Run, before: Tiles, after: Tiles) -> list[tuple[float, float]]:
+        """Seconds of the round with these tiles and with those, each pair of other recordings."""
+        return [_in_turns(self._record(run, before), self._record(run, after)) for _ in range(_RECORDINGS)]
+
+    def _try(self, run: Run, tiles: Tiles) -> Recorded | None:
+        """None where the tiles ask for more than the GPU has."""
+        from triton.compiler.errors import CompilationError
+        from triton.runtime.errors import OutOfResources, PTXASError
+
+        try:
+            return self._record(run, tiles)
+        except (OutOfResources, PTXASError, CompilationError, RuntimeError):
+            return None
+
+    def _record(self, run: Run, tiles: Tiles) -> Recorded:
+        with instead(self._gpu, tiles):
+            return Recorded(run)
+
+    def _in_use(self, product: Product) -> Tile:
+        from specdec.kernels.linear.kernel import device_tile as of_linear
+        from specdec.kernels.moe.kernel import device_tile as of_experts
+
+        device = self._model.device
+        if product.kind == "linear":
+            return of_linear(product.rows, product.outputs, product.inputs, device)
+        sizes = product.rows, product.chosen, product.experts, product.outputs, product.inputs
+        return of_experts(*sizes, product.kind == "gate_up", device)
+
+    def _round(self, rows: int) -> Run:
+        """A round in which so many sequences decode a random token each, or one reads a prompt."""
+        tokens = np.random.default_rng(0).integers(0, self._model.config.vocab_size, rows)
+        none = np.zeros(0, np.int64)
+        if rows <= GRAPH_ROWS:
+            specs = [
+                RowSpec(chunk=none, tree=DraftTree.root(int(t)), num_cached=_CACHED, pages=np.array([i]), scratch=none)
+                for i, t in enumerate(tokens)
+            ]
+        else:
+            pages = np.arange(-(-rows // _PAGE))
+            specs = [RowSpec(chunk=tokens[:-1], tree=DraftTree.root(int(tokens[-1])), num_cached=0, pages=pages, scratch=none)]
+        laid_out = build_rows(specs, _PAGE, torch.device("cpu"))
+        bucket = Bucket.of(laid_out)
+        flat = torch.zeros(sum(bucket.sizes), dtype=torch.int64)
+        Tables.of(flat, bucket).fill(laid_out, self._pool.spare_slot)
+        tables = Tables.of(flat.to(self._model.device), bucket)
+        windows = tuple(spec.window for spec in self._model.cache_specs)
+
+        def run() -> Tensor:
+            context = DeviceContext(tables, self._pool, windows, ())
+            hidden = self._model.forward(tables.tokens_R, context)
+            return self._model.logits(hidden if rows <= GRAPH_ROWS else hidden[-1:])
+
+        return run
+
+
+def _in_turns(mine: Recorded, other: Recorded) -> tuple[float, float]:
+    """Median seconds of each."""
+    turns = max(_FEWEST_TURNS, min(_TURNS, int(_TRIAL_SECONDS / (mine.seconds() + other.seconds()))))
+    times = [(mine.seconds(), other.seconds()) for _ in range(turns)]
+    return statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
+
+
+def _share_a_kernel(rows: int) -> bool:
+    from specdec.kernels.moe.kernel import DIRECT_ROWS
+
+    return rows <= DIRECT_ROWS
+
+
+@torch.inference_mode()
+def run(settings: TuneSettings, loaded: LoadedModel, progress: Progress) -> dict[str, Any]:
+    """Tune round by round, write the table after each, and return the JSON data of the bench.
+
+    Raises:
+        ConfigError: there is no GPU that the kernels run on, a number of rows is no power of two, or the file is no table.
+    """
+    device = loaded.model.device
+    if device.type != "cuda" or not uses_triton(device):
+        raise ConfigError("Tiles are measured on a GPU that the Triton kernels support; there is none here.")
+    if odd := [rows for rows in settings.rows if rows & (rows - 1)]:
+        raise ConfigError(f"Tiles are chosen by powers of two; rows cannot be {odd[0]}.")
+    gpu = torch.cuda.get_device_name(device)
+    table = read_table(settings.output)
+    use(gpu, table)
+    tuner = Tuner(loaded.model, max(settings.rows))
+    rounds = []
+    with progress.task("Measuring tiles", len(settings.rows)) as advance:
+        for rows in settings.rows:
+            rounds.append(tuner.tune(rows))
+            table |= rounds[-1].kept
+            write(settings.output, table)
+            advance(1)
+    return {
+        "bench": "tune",
+        **conditions(str(device)),
+        "settings": {
+            "model": loaded.name,
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "device": str(device),
+            "round": f"a token of each sequence, {_CACHED} before it; above {GRAPH_ROWS} rows the prompt of one",
+            "kept": f"what makes a round faster by {_LEAST_GAIN:.1%} or more, and in each of {_RECORDINGS} pairs of graphs",
+            "file": str(settings.output),
+        },
+        "results": {"rounds": [asdict(each) for each in rounds], "tiles_kept": sum(len(each.kept) for each in rounds)},
+    }
+
+
+def rows(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table."""
+    lines: list[list[str]] = []
+    for round_ in data["results"]["rounds"]:
+        before, after = round_["seconds_before"], round_["seconds"]
+        lines.append([f"round of {round_['rows']}", "", "", f"{before * 1e6:.0f} us", f"{after * 1e6:.0f} us"])
+        for found in round_["found"]:
+            product = found["product"]
+            name = f"{product['kind']} {product['outputs']} x {product['inputs']}"
+            after_text = _sides(found["after"]) if found["gain"] > 0 else "as before"
+            lines.append([name, _sides(found["before"]), after_text, f"{found['tried']} tried", f"-{found['gain']:.1%}"])
+    return ["what", "tile", "faster tile", "before", "after, or saved of the round"], lines
+
+
+def _sides(tile: Mapping[str, Any]) -> str:
+    return f"{tile['m']}x{tile['n']}x{tile['k']}, {tile['warps']} warps, {tile['stages']} stages" + (
+        ", in turn" if tile["in_turn"] else ""
+    )
