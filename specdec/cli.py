@@ -1,6 +1,7 @@
 """The command line: `specdec serve`, `generate`, `info` and `bench`."""
 
 import errno
+import gc
 import logging
 import socket
 import sys
@@ -131,6 +132,8 @@ def _serve(config: EngineConfig, host: str, port: int, api_key: str | None, serv
     console = Console(stderr=True)
     assembled = build(config, RichProgress(console))
     name = served_model_name or assembled.model_name
+    gc.collect()
+    gc.freeze()  # what is there stays; to look through it again and again would hold up all streams for a tenth of a second
     console.print(cli_info.banner(assembled), highlight=False, markup=False, soft_wrap=True)
 
     def greet() -> None:

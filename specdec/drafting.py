@@ -40,7 +40,7 @@ class Proposal:
     q: Tensor | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)  # not frozen, which takes long: there is one for every sequence in every round
 class Observation:
     """What a round gave one sequence, told to every drafter after the commit.
 

@@ -276,12 +276,12 @@ class Engine:
             num_cached = len(sequence.tokens) + accepted[index]
             emission = emit(sequence, outcome.emitted[index])
             self._scheduler.commit(sequence, min(num_cached, len(sequence.tokens) - 1))
-            drafted, origin = outcome.drafted[index], int(outcome.origins[index])
+            drafted, origin = outcome.drafted[index], outcome.origins[index]
             self._speculator.observe_looked_up(sequence, drafted, accepted[index], origin, emission.token_ids)
             self.metrics.on_tokens(sequence, len(emission.token_ids), drafted, accepted[index])
             logprobs = ahead_logprobs(sequence, emission, outcome.scores, index)
             self._deliver(sequence, output(sequence, emission, logprobs))
-        if not outcome.sound.all():
+        if not all(outcome.sound):
             self._leave_loop()
 
     def _sampling(self, ready: list[Sequence]) -> SamplingBatch:
@@ -371,11 +371,12 @@ class Engine:
         self.metrics.on_finish(sequence, reason)
 
     def _fail(self, sequence: Sequence, message: str) -> None:
-        reason = FinishReason.ERROR
         if sequence.request_id in self._sequences:
-            self._deliver(sequence, RequestOutput(request_id=sequence.request_id, finish_reason=reason, error=message))
+            result = RequestOutput(request_id=sequence.request_id, finish_reason=FinishReason.ERROR, error=message)
+            self._deliver(sequence, result)
 
     def _report(self) -> None:
+        self.metrics.on_round()
         now = self.status()
         state = (now.num_running, now.num_waiting, now.pages_used / now.pages_total, now.num_preemptions)
         if state != self._reported:
@@ -393,8 +394,6 @@ class Engine:
         for request_id in aborted:
             running = self._sequences.get(request_id)
             if running is not None:
-                text = running.stream.flush()
-                reason = FinishReason.ABORT
-                self._deliver(
-                    running, RequestOutput(request_id=request_id, text=text, finish_reason=reason, stats=running.stats)
-                )
+                text, reason = running.stream.flush(), FinishReason.ABORT
+                result = RequestOutput(request_id=request_id, text=text, finish_reason=reason, stats=running.stats)
+                self._deliver(running, result)

@@ -25,6 +25,7 @@ _SURE = 0.99  # nothing is held to be surer than this, or less sure than the res
 # a sequence's own habits weigh as much as so many outcomes at even odds did; the first counts before any was seen
 _FIRST_WEIGHT, _MOST_WEIGHT = 8.0, 32.0
 _MARGIN = 1.01  # by so much a dearer round must promise to be better
+_JUDGED = 8  # sequences a round: the habits of many together change slowly, and judging them takes the host's time
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ class _Tilt:
 
     def learn(self, usual: float, happened: bool) -> None:
         """Something of the usual chance did or did not happen."""
-        (chance,) = self.of((usual,))
+        chance = usual / (usual + (1.0 - usual) * math.exp(-self.offset))
         self.curvature = min(self.curvature + chance * (1.0 - chance), _MOST_WEIGHT / 4)
         self.offset += (happened - chance) / self.curvature
 
@@ -76,6 +77,8 @@ class WidthPolicy:
         levels = 2 + _LONGEST_STREAK  # a single token's match, then a sure one by how many tokens it foretold in a row
         self._survival = [*_FIRST_SURVIVAL, *_FIRST_SURVIVAL[-1:] * (levels - len(_FIRST_SURVIVAL))]
         self._habits: dict[Hashable, _Habits] = {}
+        self._judged: tuple[int, int, LoopPlan] | None = None  # sequences, room, what they bring
+        self._rounds_left = 0  # that it holds for
 
     def widths(self, limit: int) -> tuple[int, ...]:
         """Rows that `choose` may answer."""
@@ -103,7 +106,15 @@ class WidthPolicy:
             return LoopPlan(1, 0)  # with no room for drafts a match is not worth looking for
         if not self._adaptive:
             return LoopPlan(widths[-1], SHORTEST_MATCH)
-        best = LoopPlan(1, SURE_MATCH)
+        self._rounds_left -= 1
+        if self._judged is None or self._judged[:2] != (count, limit) or self._rounds_left <= 0:
+            self._judged = count, limit, self._judge(keys, context, widths)
+            self._rounds_left = count // _JUDGED
+        return self._judged[2]
+
+    def _judge(self, keys: Sequence[Hashable], context: int, widths: Sequence[int]) -> LoopPlan:
+        """The plan that promises the most tokens a second."""
+        best, count = LoopPlan(1, SURE_MATCH), len(keys)
         sure, short = self._expect(keys, widths[-1] - 1)
         best_rate = count / self.costs.seconds(count, 1, 0.0, context)
         for width in widths[1:]:
@@ -120,12 +131,15 @@ class WidthPolicy:
         rows = zip(keys, outcome.matched, outcome.guessed, outcome.accepted, outcome.drafted, strict=True)
         for key, matched, guessed, accepted, drafted in rows:
             habits = self._habits.get(key)
-            if habits is not None:
-                # the first one that was wrong ends a streak
-                known = [True] * accepted + [False] * (accepted < drafted) if drafted else [guessed]
-                self._observe(habits, matched, known)
+            if habits is None:
+                continue
+            if not matched:
+                self._observe(habits, 0, ())
+                continue
+            # the first one that was wrong ends a streak
+            self._observe(habits, matched, [True] * accepted + [False] * (accepted < drafted) if drafted else (guessed,))
 
-    def _observe(self, habits: _Habits, matched: int, known: list[bool]) -> None:
+    def _observe(self, habits: _Habits, matched: int, known: Sequence[bool]) -> None:
         streak, sure = habits.streak, matched >= SURE_MATCH
         if not streak:
             habits.found.learn(self._found[0], sure)
@@ -133,7 +147,7 @@ class WidthPolicy:
         if not sure:
             self._short = _moved(self._short, matched > 0)
             streak = 0
-        for right in known if matched else ():
+        for right in known:
             level = 1 + streak if sure or streak else 0
             habits.right.learn(self._survival[level], right)
             self._survival[level] = _moved(self._survival[level], right)

@@ -4,9 +4,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from specdec.kernels.chain import Told
 from specdec.kernels.suffix_match import SEPARATOR
 from specdec.request import SamplingParams
@@ -15,7 +12,6 @@ from specdec.tree import IntArray
 LONGEST_MATCH = 16  # tokens; a longer one is no surer
 SURE_MATCH = 2  # always worth a look
 SHORTEST_MATCH = 1  # where rows are cheap
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,10 +71,10 @@ class LoopRound:
     plan: LoopPlan
     emitted: list[list[int]]
     drafted: list[int]
-    sound: BoolArray
+    sound: list[bool]
     matched: list[int]
     guessed: list[bool]
-    origins: IntArray
+    origins: list[int]
     seconds: float | None
     scores: RoundScores | None = None
 
@@ -102,10 +98,10 @@ class LoopRound:
             plan=plan,
             emitted=[row[own : own + row[Told.ACCEPTED] + 1] for row in rows],
             drafted=[row[Told.DRAFTED] for row in rows],
-            sound=told[:, Told.SOUND] != 0,
+            sound=[row[Told.SOUND] != 0 for row in rows],
             matched=[row[Told.MATCHED] for row in rows],
             guessed=[row[Told.GUESSED] != 0 for row in rows],
-            origins=told[:, Told.ORIGIN],
+            origins=[row[Told.ORIGIN] for row in rows],
             seconds=seconds,
             scores=scores,
         )

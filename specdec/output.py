@@ -1,7 +1,7 @@
 """From emitted tokens to what the caller sees: where a request ends, its text, its logprobs."""
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from specdec.sampling import logprobs
 from specdec.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Emission:
+class Emission(NamedTuple):
     """The tokens a sequence keeps of those a round emitted, and whether it ends with them."""
 
     token_ids: list[int]
@@ -42,6 +41,8 @@ def emit(sequence: Sequence, emitted: SequenceOf[int]) -> Emission:
 def _up_to_stop_token(sequence: Sequence, emitted: SequenceOf[int]) -> tuple[list[int], int | None]:
     room = sequence.sampling.max_tokens - sequence.num_output_tokens
     kept = list(emitted[:room])
+    if sequence.stop_ids.isdisjoint(kept):
+        return kept, None
     for index, token in enumerate(kept):
         if token in sequence.stop_ids:
             return kept[: index + 1], token

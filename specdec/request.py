@@ -135,9 +135,9 @@ class SpeculationStats:
         return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)  # one for every token: a frozen one would take three times as long to make
 class RequestOutput:
-    """What one round gave one request: a delta. `stats` is filled in the last one."""
+    """What one round gave one request: a delta, which nobody changes. `stats` is filled in the last one."""
 
     request_id: str
     token_ids: tuple[int, ...] = ()

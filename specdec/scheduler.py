@@ -94,8 +94,12 @@ class Scheduler:
 
     def _make_room(self) -> None:
         """A page for every running sequence's root, at the cost of those that came last."""
-        for sequence in list(self.running):
-            while sequence in self.running and not self.grow(sequence, len(sequence.tokens)):
+        index = 0
+        while index < len(self.running):
+            sequence = self.running[index]
+            if self.grow(sequence, len(sequence.tokens)):
+                index += 1
+            else:
                 self._preempt(self.running[-1])
 
     def _preempt(self, sequence: Sequence) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from specdec.request import Request, RequestOutput, SamplingParams, SpeculationStats
 from specdec.tokenizer import TextStream
@@ -58,8 +59,7 @@ class Sequence:
         self.sink(output)
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """A sequence's part in one round: `num_chunk` tokens to prefill, and a tree when that completes them."""
 
     sequence: Sequence

@@ -177,7 +177,8 @@ class Speculator:
         if drafted:
             name = _LOOKUP[Origin(origin)]
             count_source(sequence.stats, name, drafted, accepted)
-        self.tell(Observation(request_id=sequence.request_id, emitted=emitted))
+        if self.drafters:
+            self.tell(Observation(request_id=sequence.request_id, emitted=emitted))
 
     def _contexts(self, sequences: SequenceOf[Sequence], waiting: Set[str]) -> dict[int, DraftContext]:
         """What each sequence may be drafted, by its index; those that may not or need not are left out."""
@@ -278,7 +279,8 @@ def count(stats: SpeculationStats, tree: DraftTree, path: IntArray, names: Seque
 def count_steps(stats: SpeculationStats, drafted: int, depth: int, accepted: int) -> None:
     """Add a verification of so many drafts, `depth` of them on the longest path."""
     stats.num_steps += 1
-    _extend(stats.accepted_histogram, accepted + 1)
+    if accepted >= len(stats.accepted_histogram):
+        _extend(stats.accepted_histogram, accepted + 1)
     stats.accepted_histogram[accepted] += 1
     if not drafted:
         return

@@ -8,8 +8,7 @@ import codecs
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import tokenizers
@@ -116,8 +115,7 @@ class Tokenizer:
         return compile_template(self._template_source)
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(NamedTuple):
     """What some tokens added to a stream."""
 
     text: str
@@ -145,6 +143,8 @@ class TextStream:
     def push(self, token_ids: Sequence[int]) -> TextDelta:
         """Consume tokens up to the one that completes a stop string. After that, tokens are refused."""
         assert not self._stopped, "a stopped stream takes no more tokens"
+        if not self._stop:
+            return TextDelta(self._characters(b"".join(map(self._tokenizer.token_bytes, token_ids))), None, len(token_ids))
         ready = []
         for consumed, token in enumerate(token_ids, 1):
             text = self._characters(self._tokenizer.token_bytes(token))

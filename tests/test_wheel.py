@@ -71,8 +71,10 @@ def test_it_holds_the_packages_and_nothing_else(wheel: Path) -> None:
         expected |= {f"{package.replace('.', '/')}/{path.name}" for path in folder_of(package).glob("*.py")}
     suite = {f"specdec/bench/suite/{path.name}" for path in (ROOT / "specdec" / "bench" / "suite").glob("*.jsonl")}
     assert len(suite) == 10
+    tables = {f"specdec/kernels/tables/{path.name}" for path in (ROOT / "kernels" / "tables").glob("*.json")}
+    assert tables
     with zipfile.ZipFile(wheel) as archive:
-        assert {name for name in archive.namelist() if ".dist-info/" not in name} == expected | suite
+        assert {name for name in archive.namelist() if ".dist-info/" not in name} == expected | suite | tables
 
 
 def test_every_module_imports_away_from_the_checkout(unpacked: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ round's logits must be the same to the bit, as the kernels' contract says: a til
 
 import logging
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,16 @@ from specdec.user_tiles import read_table
 
 _log = logging.getLogger(__name__)
 
-_PAGE, _CACHED = 64, 40
+_PAGE, _PAGES = 64, 256
+_CONTEXT_PAGES = 17  # of a sequence, where there is room: contexts of 1,024 tokens
+_TREE_ROOM = 64  # positions of a tree
 _TURNS, _FEWEST_TURNS = 8, 3
 _TRIAL_SECONDS = 0.2  # long rounds take fewer turns
 _RECORDINGS = 5  # graphs of the same launches differ by a percent, so a gain must show in all of them
 _LEAST_GAIN = 0.002  # of a round's time
 
 Run = Callable[[], Tensor]
+Times = list[tuple[float, float]]  # of each kind of round, before and after
 Tiles = Mapping[Product, Tile]
 
 
@@ -52,7 +55,7 @@ class TuneSettings:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One product's search. gain: share of the round's time that the new tile saves, 0 where the old one stays."""
+    """One product's search. gain: share of the rounds' time that the new tile saves, 0 where the old one stays."""
 
     product: Product
     before: Tile
@@ -63,11 +66,11 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class TunedRound:
-    """seconds_before, seconds: of the round with the old tiles and with those that were found."""
+    """seconds_before, seconds: of the rounds, by what they do, with the old tiles and with those that were found."""
 
     rows: int
-    seconds_before: float
-    seconds: float
+    seconds_before: dict[str, float]
+    seconds: dict[str, float]
     found: tuple[Found, ...]
 
     @property
@@ -102,41 +105,39 @@ class Tuner:
 
     Args:
         model: on a GPU that the kernels support.
-        most_rows: that a round will have.
     """
 
-    def __init__(self, model: Model, most_rows: int) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
         self._gpu = torch.cuda.get_device_name(model.device)
-        stored = cache_dtype(model.dtype, model.device)
-        self._pool = KVPool(model.cache_specs, min(most_rows, GRAPH_ROWS), _PAGE, stored, model.device)
+        self._pool = KVPool(model.cache_specs, _PAGES, _PAGE, cache_dtype(model.dtype, model.device), model.device)
 
     def tune(self, rows: int) -> TunedRound:
-        """Search tiles for every product of a round in which `rows` sequences decode, each with those found before it."""
-        run = self._round(rows)
+        """Search a tile for every product of rounds of `rows` rows, each with those that were found before it."""
+        runs = {name: self._run(specs) for name, specs in rounds_of(rows, self._model.config.vocab_size).items()}
         with asked() as products:
-            run()
+            next(iter(runs.values()))()
         chosen: dict[Product, Tile] = {}
         found = []
         for product in dict.fromkeys(products):
             if product.rows == rows:
-                found.append(self._search(run, product, chosen))
+                found.append(self._search([*runs.values()], product, chosen))
                 chosen[product] = found[-1].after
-        pairs = self._pairs(run, {}, chosen)
-        before = statistics.median(seconds for seconds, _ in pairs)
-        after = statistics.median(seconds for _, seconds in pairs)
-        return TunedRound(rows, before, after if any(each.gain > 0 for each in found) else before, tuple(found))
+        before, after = _medians(self._pairs([*runs.values()], {}, chosen))
+        if not any(each.gain > 0 for each in found):
+            after = before
+        return TunedRound(rows, dict(zip(runs, before, strict=True)), dict(zip(runs, after, strict=True)), tuple(found))
 
-    def _search(self, run: Run, product: Product, chosen: Tiles) -> Found:
+    def _search(self, runs: Sequence[Run], product: Product, chosen: Tiles) -> Found:
         start = self._in_use(product)
         tied = product.kind != "linear" and _share_a_kernel(product.rows)
-        current: list[tuple[Tile, Recorded]] = []  # the best so far
+        current: list[tuple[Tile, list[Recorded]]] = []  # the best so far
 
-        def recorded(tile: Tile) -> Recorded | None:
+        def recorded(tile: Tile) -> list[Recorded] | None:
             tiles = {**chosen, product: tile}
             with instead(self._gpu, tiles):
                 # a tile that the GPU's memory makes another is no new one
-                return self._try(run, tiles) if self._in_use(product) == tile else None
+                return self._try(runs, tiles) if self._in_use(product) == tile else None
 
         def compare(tile: Tile, best: Tile) -> float:
             if not current or current[0][0] != best:
@@ -146,37 +147,37 @@ class Tuner:
             other, mine = current[0][1], recorded(tile)
             if mine is None:
                 return float("inf")
-            if not torch.equal(mine.logits, other.logits):
+            if not all(torch.equal(a.logits, b.logits) for a, b in zip(mine, other, strict=True)):
                 _log.warning("%s changes bits of %s; please report this GPU (%s).", tile, product, self._gpu)
                 return float("inf")
-            a, b = _in_turns(mine, other)
-            return a / b
+            return _mean_ratio(_in_turns(other, mine))
 
         best, tried = descend(start, lambda tile: neighbours(tile, product, tied), compare, _LEAST_GAIN)
         if best != start:
-            pairs = self._pairs(run, {**chosen, product: start}, {**chosen, product: best})
-            gains = [1 - after / before for before, after in pairs]
-            if min(gains) > 0 and (gain := statistics.median(gains)) >= _LEAST_GAIN:
+            pairs = self._pairs(runs, {**chosen, product: start}, {**chosen, product: best})
+            gains = [1 - _mean_ratio(times) for times in pairs]
+            slower = any(after > before for before, after in zip(*_medians(pairs), strict=True))
+            if min(gains) > 0 and not slower and (gain := statistics.median(gains)) >= _LEAST_GAIN:
                 return Found(product, start, best, gain, tried)
         return Found(product, start, start, 0.0, tried)
 
-    def _pairs(self, run: Run, before: Tiles, after: Tiles) -> list[tuple[float, float]]:
-        """Seconds of the round with these tiles and with those, each pair of other recordings."""
-        return [_in_turns(self._record(run, before), self._record(run, after)) for _ in range(_RECORDINGS)]
+    def _pairs(self, runs: Sequence[Run], before: Tiles, after: Tiles) -> list[Times]:
+        """With these tiles and with those, several times, each with recordings of its own."""
+        return [_in_turns(self._record(runs, before), self._record(runs, after)) for _ in range(_RECORDINGS)]
 
-    def _try(self, run: Run, tiles: Tiles) -> Recorded | None:
+    def _try(self, runs: Sequence[Run], tiles: Tiles) -> list[Recorded] | None:
         """None where the tiles ask for more than the GPU has."""
         from triton.compiler.errors import CompilationError
         from triton.runtime.errors import OutOfResources, PTXASError
 
         try:
-            return self._record(run, tiles)
+            return self._record(runs, tiles)
         except (OutOfResources, PTXASError, CompilationError, RuntimeError):
             return None
 
-    def _record(self, run: Run, tiles: Tiles) -> Recorded:
+    def _record(self, runs: Sequence[Run], tiles: Tiles) -> list[Recorded]:
         with instead(self._gpu, tiles):
-            return Recorded(run)
+            return [Recorded(run) for run in runs]
 
     def _in_use(self, product: Product) -> Tile:
         from specdec.kernels.linear.kernel import device_tile as of_linear
@@ -188,18 +189,8 @@ class Tuner:
         sizes = product.rows, product.chosen, product.experts, product.outputs, product.inputs
         return of_experts(*sizes, product.kind == "gate_up", device)
 
-    def _round(self, rows: int) -> Run:
-        """A round in which so many sequences decode a random token each, or one reads a prompt."""
-        tokens = np.random.default_rng(0).integers(0, self._model.config.vocab_size, rows)
-        none = np.zeros(0, np.int64)
-        if rows <= GRAPH_ROWS:
-            specs = [
-                RowSpec(chunk=none, tree=DraftTree.root(int(t)), num_cached=_CACHED, pages=np.array([i]), scratch=none)
-                for i, t in enumerate(tokens)
-            ]
-        else:
-            pages = np.arange(-(-rows // _PAGE))
-            specs = [RowSpec(chunk=tokens[:-1], tree=DraftTree.root(int(tokens[-1])), num_cached=0, pages=pages, scratch=none)]
+    def _run(self, specs: Sequence[RowSpec]) -> Run:
+        """The forward pass of a round, and logits: of a prompt's last row, else of all rows."""
         laid_out = build_rows(specs, _PAGE, torch.device("cpu"))
         bucket = Bucket.of(laid_out)
         flat = torch.zeros(sum(bucket.sizes), dtype=torch.int64)
@@ -208,18 +199,61 @@ class Tuner:
         windows = tuple(spec.window for spec in self._model.cache_specs)
 
         def run() -> Tensor:
-            context = DeviceContext(tables, self._pool, windows, ())
-            hidden = self._model.forward(tables.tokens_R, context)
-            return self._model.logits(hidden if rows <= GRAPH_ROWS else hidden[-1:])
+            hidden = self._model.forward(tables.tokens_R, DeviceContext(tables, self._pool, windows, ()))
+            return self._model.logits(hidden if laid_out.num_rows <= GRAPH_ROWS else hidden[-1:])
 
         return run
 
 
-def _in_turns(mine: Recorded, other: Recorded) -> tuple[float, float]:
-    """Median seconds of each."""
-    turns = max(_FEWEST_TURNS, min(_TURNS, int(_TRIAL_SECONDS / (mine.seconds() + other.seconds()))))
-    times = [(mine.seconds(), other.seconds()) for _ in range(turns)]
-    return statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
+def rounds_of(rows: int, vocab_size: int) -> dict[str, list[RowSpec]]:
+    """What rounds of so many rows do, in random tokens: decode that many sequences, verify one's tree, or read one's prompt.
+
+    A tile that helps where each row goes its own way may harm where rows share what they read.
+    """
+    tokens = np.random.default_rng(0).integers(0, vocab_size, rows)
+    none = np.zeros(0, np.int64)
+    if rows > GRAPH_ROWS:
+        tree, pages = DraftTree.root(int(tokens[-1])), np.arange(-(-rows // _PAGE))
+        return {"prompt": [RowSpec(chunk=tokens[:-1], tree=tree, num_cached=0, pages=pages, scratch=none)]}
+    each = min(_CONTEXT_PAGES, _PAGES // rows)
+    found = {
+        "decoding": [
+            RowSpec(
+                chunk=none,
+                tree=DraftTree.root(int(token)),
+                num_cached=each * _PAGE - _TREE_ROOM,
+                pages=np.arange(index * each, (index + 1) * each),
+                scratch=none,
+            )
+            for index, token in enumerate(tokens)
+        ]
+    }
+    if 1 < rows <= _TREE_ROOM:
+        cached, pages = _CONTEXT_PAGES * _PAGE - _TREE_ROOM, np.arange(_CONTEXT_PAGES)
+        tree = DraftTree.chain(int(tokens[0]), tokens[1:], 0)
+        found["one tree"] = [RowSpec(chunk=none, tree=tree, num_cached=cached, pages=pages, scratch=none)]
+    return found
+
+
+def _in_turns(before: Sequence[Recorded], after: Sequence[Recorded]) -> Times:
+    """Median seconds of each round."""
+    found = []
+    for old, new in zip(before, after, strict=True):
+        turns = max(_FEWEST_TURNS, min(_TURNS, int(_TRIAL_SECONDS / (old.seconds() + new.seconds()))))
+        times = [(old.seconds(), new.seconds()) for _ in range(turns)]
+        found.append((statistics.median(a for a, _ in times), statistics.median(b for _, b in times)))
+    return found
+
+
+def _mean_ratio(times: Times) -> float:
+    """Seconds after over seconds before, all kinds of rounds weighing the same."""
+    return statistics.geometric_mean(after / before for before, after in times)
+
+
+def _medians(pairs: Sequence[Times]) -> tuple[list[float], list[float]]:
+    """Of each kind of round, before and after."""
+    kinds = [*zip(*pairs, strict=True)]
+    return [statistics.median(a for a, _ in kind) for kind in kinds], [statistics.median(b for _, b in kind) for kind in kinds]
 
 
 def _share_a_kernel(rows: int) -> bool:
@@ -235,15 +269,15 @@ def run(settings: TuneSettings, loaded: LoadedModel, progress: Progress) -> dict
     Raises:
         ConfigError: there is no GPU that the kernels run on, a number of rows is no power of two, or the file is no table.
     """
+    if odd := [rows for rows in settings.rows if rows & (rows - 1)]:
+        raise ConfigError(f"Tiles are chosen by powers of two; rows cannot be {odd[0]}.")
     device = loaded.model.device
     if device.type != "cuda" or not uses_triton(device):
         raise ConfigError("Tiles are measured on a GPU that the Triton kernels support; there is none here.")
-    if odd := [rows for rows in settings.rows if rows & (rows - 1)]:
-        raise ConfigError(f"Tiles are chosen by powers of two; rows cannot be {odd[0]}.")
     gpu = torch.cuda.get_device_name(device)
     table = read_table(settings.output)
     use(gpu, table)
-    tuner = Tuner(loaded.model, max(settings.rows))
+    tuner = Tuner(loaded.model)
     rounds = []
     with progress.task("Measuring tiles", len(settings.rows)) as advance:
         for rows in settings.rows:
@@ -258,8 +292,8 @@ def run(settings: TuneSettings, loaded: LoadedModel, progress: Progress) -> dict
             "model": loaded.name,
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
             "device": str(device),
-            "round": f"a token of each sequence, {_CACHED} before it; above {GRAPH_ROWS} rows the prompt of one",
-            "kept": f"what makes a round faster by {_LEAST_GAIN:.1%} or more, and in each of {_RECORDINGS} pairs of graphs",
+            "rounds": "one token each of many sequences, and a tree of one; above 256 rows the prompt of one",
+            "kept": f"saves {_LEAST_GAIN:.1%} of the rounds or more, in each of {_RECORDINGS} pairs of graphs, and slows none",
             "file": str(settings.output),
         },
         "results": {"rounds": [asdict(each) for each in rounds], "tiles_kept": sum(len(each.kept) for each in rounds)},
@@ -270,14 +304,15 @@ def rows(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table."""
     lines: list[list[str]] = []
     for round_ in data["results"]["rounds"]:
-        before, after = round_["seconds_before"], round_["seconds"]
-        lines.append([f"round of {round_['rows']}", "", "", f"{before * 1e6:.0f} us", f"{after * 1e6:.0f} us"])
+        for name, before in round_["seconds_before"].items():
+            after = round_["seconds"][name]
+            lines.append([f"{round_['rows']} rows, {name}", "", "", f"{before * 1e6:.0f} us", f"{after * 1e6:.0f} us"])
         for found in round_["found"]:
             product = found["product"]
             name = f"{product['kind']} {product['outputs']} x {product['inputs']}"
             after_text = _sides(found["after"]) if found["gain"] > 0 else "as before"
             lines.append([name, _sides(found["before"]), after_text, f"{found['tried']} tried", f"-{found['gain']:.1%}"])
-    return ["what", "tile", "faster tile", "before", "after, or saved of the round"], lines
+    return ["what", "tile", "faster tile", "before", "after, or saved of the rounds"], lines
 
 
 def _sides(tile: Mapping[str, Any]) -> str:

@@ -183,6 +183,7 @@ class FakeEngine:
         wanted = sequence.sampling.logprobs
         logprobs = [logprob(token, wanted) for token in emission.token_ids] if wanted is not None else []
         self.metrics.on_tokens(sequence, len(emission.token_ids), len(said), max(0, len(said) - 1))
+        self.metrics.on_round()
         self._finish(running, output(sequence, emission, logprobs))
 
     def _finish(self, running: _Running, result: RequestOutput) -> None:

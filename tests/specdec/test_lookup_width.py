@@ -2,7 +2,6 @@
 
 import random
 
-import numpy as np
 import pytest
 
 from specdec.cost import CostTable
@@ -20,10 +19,10 @@ def outcome(plan: LoopPlan, matched: int, accepted: int, guessed: bool | None = 
         plan=plan,
         emitted=[[1] * (min(accepted, drafted) + 1)],
         drafted=[drafted],
-        sound=np.ones(1, np.bool_),
+        sound=[True],
         matched=[matched],
         guessed=[accepted > 0 if guessed is None else guessed],
-        origins=np.zeros(1, np.int64),
+        origins=[0],
         seconds=None,
     )
 
@@ -128,8 +127,26 @@ def test_a_sequence_has_its_own_habits_and_the_next_one_starts_without_them() ->
     assert policy.choose(("a",), 100, 8).width < before.width, "what a sequence does now outweighs what it did"
     policy.release("b")
     policy.observe(keys, LoopRound(
-        plan=plan, emitted=[[1], [1]], drafted=[0, 0], sound=np.ones(2, np.bool_), matched=[5, 5], guessed=[True, True],
-        origins=np.zeros(2, np.int64), seconds=None,
+        plan=plan, emitted=[[1], [1]], drafted=[0, 0], sound=[True, True], matched=[5, 5], guessed=[True, True],
+        origins=[0, 0], seconds=None,
     ))  # fmt: skip
     policy.start("b")
     assert policy.choose(("b",), 100, 8).width == policy_of(0.45).choose(KEYS, 100, 8).width
+
+
+def test_many_sequences_are_judged_once_in_a_while() -> None:
+    policy = policy_of(0.01)
+    keys = tuple(f"many {number}" for number in range(32))
+    for key in keys:
+        policy.start(key)
+        for _ in range(50):
+            policy.observe((key,), outcome(LoopPlan(1, SURE_MATCH), matched=5, accepted=0, guessed=False))
+    assert policy.choose(keys, 100, 4).width == 1
+    for key in keys:
+        for _ in range(100):
+            policy.observe((key,), outcome(LoopPlan(1, SURE_MATCH), matched=5, accepted=0, guessed=True))
+    assert [policy.choose(keys, 100, 4).width for _ in range(4)] == [1, 1, 1, 4]
+    assert policy.choose(keys, 100, 2).width == 2, "room is minded at once"
+    assert policy.choose(keys[:9], 100, 4).width == 4
+    policy.release(keys[0])
+    assert policy.choose(keys[1:], 100, 4).width == 4, "whoever is left is judged"
