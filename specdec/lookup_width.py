@@ -116,12 +116,14 @@ class WidthPolicy:
         """The plan that promises the most tokens a second."""
         best, count = LoopPlan(1, SURE_MATCH), len(keys)
         sure, short = self._expect(keys, widths[-1] - 1)
-        best_rate = count / self.costs.seconds(count, 1, 0.0, context)
+        plain = self.costs.seconds(count, 1, 0.0, context)
+        best_rate = count / plain
         for width in widths[1:]:
             drafts, bring, right = width - 1, 0.0, 0.0
             for shortest, expected in ((SURE_MATCH, sure), (SHORTEST_MATCH, short)):
                 bring, right = bring + expected[0], right + expected[drafts]
-                rate = (count + right) / self.costs.seconds(count, width, bring * drafts, context)
+                # more rows never take less: what looks so was measured at another context, or in a worse moment
+                rate = (count + right) / max(self.costs.seconds(count, width, bring * drafts, context), plain)
                 if rate > best_rate * _MARGIN:
                     best, best_rate = LoopPlan(width, shortest), rate
         return best

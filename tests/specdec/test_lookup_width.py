@@ -150,3 +150,14 @@ def test_many_sequences_are_judged_once_in_a_while() -> None:
     assert policy.choose(keys[:9], 100, 4).width == 4
     policy.release(keys[0])
     assert policy.choose(keys[1:], 100, 4).width == 4, "whoever is left is judged"
+
+
+def test_a_wider_round_is_never_held_to_be_cheaper() -> None:
+    """One row measured at a long context, eight at a short one: where nothing matches, one row it is."""
+    policy = policy_of(0.05)
+    observe(policy, matched=0, guessed=False, times=100)
+    for width, seconds in ((1, 2.0), (2, 1.1), (4, 1.2), (8, 1.3)):
+        policy.costs.observe(LoopTime(1, width, 0, seconds))
+        policy.costs.observe(LoopTime(1, width, width - 1, seconds))
+    assert choose(policy).width == 1
+    assert settled(policy, matched=5, right=7).width == 8
