@@ -143,6 +143,8 @@ def _serve(config: EngineConfig, host: str, port: int, api_key: str | None, serv
         return listen(create_app(assembled, api_key=api_key, served_model_name=name), host, port, greet)
     except OSError as error:
         raise _listening_error(error, host, port) from error
+    finally:
+        gc.unfreeze()  # some libraries complain of what is not freed at the end
 
 
 def _listening_error(error: OSError, host: str, port: int) -> ConfigError:

@@ -293,6 +293,7 @@ def test_the_small_real_model_is_served(smollm2: str, tmp_path: Path) -> None:
         assert streamed
         assert speculation_of(off)["num_draft_tokens"] == 0
         assert ended_by_ctrl_c(server, smollm2) == 0
+        assert "leaked" not in server.log.read_text(), "what was kept from the garbage collector is given back at the end"
 
 
 @pytest.fixture(scope="module")
