@@ -86,7 +86,7 @@ class EngineMetrics:
                 counter.inc()
 
     def on_round(self) -> None:
-        """A round ended: its tokens are counted, once for all requests, since a counter takes longer than a sum."""
+        """Count the tokens of the round before, once for all requests: a counter takes longer than a sum."""
         self._generated.inc(self._uncounted)
         self._uncounted = 0
 

@@ -166,7 +166,7 @@ class Tuner:
         return [_in_turns(self._record(runs, before), self._record(runs, after)) for _ in range(_RECORDINGS)]
 
     def _try(self, runs: Sequence[Run], tiles: Tiles) -> list[Recorded] | None:
-        """None where the tiles ask for more than the GPU has."""
+        """None where the tiles ask for more than the GPU has, or the compiler cannot make them."""
         from triton.compiler.errors import CompilationError
         from triton.runtime.errors import OutOfResources, PTXASError
 

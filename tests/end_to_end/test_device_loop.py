@@ -288,7 +288,7 @@ def test_rounds_come_back_as_graphs(
     loaded: assemble.LoadedModel, expected: dict[str, Completion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if loaded.model.device.type == "cuda":
-        pytest.skip("there are real ones")
+        pytest.skip("a GPU records graphs of its own, and all tests above run them")
 
     @contextmanager
     def recording(graph: Rerun, _memory: object) -> Iterator[None]:
