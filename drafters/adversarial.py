@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from specdec.draft.protocol import DraftContext, Observation, Proposal
+from specdec.draft.tree import DraftTree
 from specdec.drafters.continuations import TreeBuilder
-from specdec.drafting import DraftContext, Observation, Proposal
-from specdec.tree import DraftTree
 
 _SILENT = 0.1  # share of rounds without a proposal
 _RIGHT = 0.7  # share of nodes on the right path that get a right child, where it is known

@@ -6,8 +6,8 @@ from math import log
 
 import numpy as np
 
+from specdec.draft.tree import NO_DRAFTER, DraftTree
 from specdec.drafters.automaton import ROOT, SEPARATOR, SuffixAutomaton
-from specdec.tree import NO_DRAFTER, DraftTree
 
 _TRUST = 0.6  # per matched token, fitted on greedy output of a 135M model over seven content types
 _MAX_CHILDREN = 4  # of one context

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.batch import RowSpec
+from specdec.arrays import IntArray
+from specdec.draft.protocol import DraftContext, Observation, Proposal
+from specdec.draft.tree import DraftTree
 from specdec.drafters.continuations import TreeBuilder
-from specdec.drafting import DraftContext, Observation, Proposal
-from specdec.noise import Domain, gumbel
 from specdec.request import SamplingParams
-from specdec.sampling import shared_noise_topk
-from specdec.tree import DraftTree, IntArray
+from specdec.round.batch import RowSpec
+from specdec.round.sample.noise import Domain, gumbel
+from specdec.round.sample.sampling import shared_noise_topk
 
 DEPTH = 5
 WIDTH = 2

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from specdec.draft.protocol import DraftContext, Observation, Proposal
 from specdec.drafters.automaton import SuffixAutomaton
 from specdec.drafters.continuations import TreeBuilder, expand
-from specdec.drafting import DraftContext, Observation, Proposal
 
 FEED_TOKENS = 8192  # tokens read in one call, all requests together: about 12 ms of Python
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import log
 
+from specdec.draft.protocol import DraftContext, Observation, Proposal
 from specdec.drafters.continuations import TreeBuilder
-from specdec.drafting import DraftContext, Observation, Proposal
 
 _LONGEST_MATCH = 16  # tokens compared behind a candidate place; more prove nothing
 _CANDIDATES = 64  # places compared when the way is lost, the nearest to where it was lost first

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from specdec.config import EngineConfig
+from specdec.draft.protocol import Drafter
 from specdec.drafters.adversarial import AdversarialDrafter
 from specdec.drafters.draft_model import DraftModelDrafter, TreeModel
 from specdec.drafters.ngram import NgramDrafter
 from specdec.drafters.prediction import PredictionDrafter
 from specdec.drafters.suffix import SuffixDrafter
-from specdec.drafting import Drafter
 from specdec.errors import ConfigError
 
 NO_DRAFTERS = "none"

@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from specdec.draft.protocol import DraftContext, Observation, Proposal
 from specdec.drafters.automaton import ROOT, SEPARATOR, SuffixAutomaton
 from specdec.drafters.continuations import TreeBuilder, expand
-from specdec.drafting import DraftContext, Observation, Proposal
 
 MAX_TOKENS = 131_072  # remembered; about 60 MB
 FEED_TOKENS = 4096  # learned in one call: about 8 ms of Python

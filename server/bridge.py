@@ -5,9 +5,9 @@ import threading
 from collections.abc import Sequence
 from types import TracebackType
 
-from specdec.engine import Engine
+from specdec.engine.engine import Engine
+from specdec.engine.sequence import Sink
 from specdec.request import FinishReason, Request, RequestOutput
-from specdec.sequence import Sink
 from specdec.server.errors import ApiError
 
 _IDLE_SECONDS = 0.1  # the engine's thread looks up this often whether it should stop

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from specdec.llm import Completion
 from specdec.request import FinishReason
 from specdec.server.logprobs import chat_logprobs, completion_logprobs, num_characters
-from specdec.tokenizer import Tokenizer
+from specdec.text.tokenizer import Tokenizer
 
 
 class Choices(Protocol):

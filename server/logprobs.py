@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from specdec.request import TokenLogprob
-from specdec.tokenizer import Tokenizer
+from specdec.text.tokenizer import Tokenizer
 
 _LOWEST = -9999.0  # stands for minus infinity, which JSON cannot say
 

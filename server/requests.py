@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specdec.request import Request, SamplingParams, SpeculationParams
-from specdec.sampling import resolve_seed
+from specdec.round.sample.sampling import resolve_seed
 from specdec.server.schema import ChatBody, CompletionBody, GenerationBody
-from specdec.tokenizer import Tokenizer
+from specdec.text.tokenizer import Tokenizer
 
 _COMPLETION_TOKENS = 16  # what /v1/completions gives when max_tokens is left out
 _SEED_MASK = 2**63 - 1  # the API's seeds are signed, the engine's are not

@@ -1,6 +1,6 @@
 """`python -m specdec` is the command line."""
 
-from specdec.cli import main
+from specdec.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -8,35 +8,35 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from specdec.acceptance.base import AcceptanceRule
-from specdec.acceptance.registry import RULES
-from specdec.admission import Admission
-from specdec.cache.pool import KVPool, cache_dtype
+from specdec.arrays import IntArray
+from specdec.cache.attention import KVPool, cache_dtype
 from specdec.config import EngineConfig
-from specdec.cost import CostTable
 from specdec.device_loop import DeviceLoop
+from specdec.draft.cost import CostTable
+from specdec.draft.planner import Planner
+from specdec.draft.protocol import Drafter
 from specdec.draft_runner import DraftRunner
 from specdec.drafters.registry import DrafterResources, make_drafters
-from specdec.drafting import Drafter
-from specdec.engine import Engine
+from specdec.engine.admission import Admission
+from specdec.engine.engine import Engine
+from specdec.engine.metrics import EngineMetrics
+from specdec.engine.scheduler import Scheduler
 from specdec.errors import ConfigError
-from specdec.graphs import prompt_buckets
 from specdec.kernels.linear import uses_triton
 from specdec.lookup_width import WidthPolicy
 from specdec.loop_costs import LoopCosts
-from specdec.metrics import EngineMetrics
 from specdec.models.base import Model
 from specdec.models.info import ModelInfo, describe
 from specdec.models.loader import load_model
 from specdec.models.source import resolve
-from specdec.planner import Planner
 from specdec.progress import NoProgress, Progress
-from specdec.runner import Runner
-from specdec.scheduler import Scheduler
-from specdec.selftest import RoundCost, SelfTest, check_rows, measure_costs, warm_up_prompts
+from specdec.round.accept.base import AcceptanceRule
+from specdec.round.accept.registry import RULES
+from specdec.round.graphs import prompt_buckets
+from specdec.round.runner import Runner
+from specdec.round.selftest import RoundCost, SelfTest, check_rows, measure_costs, warm_up_prompts
 from specdec.speculation import Speculator
-from specdec.tokenizer import Tokenizer
-from specdec.tree import IntArray
+from specdec.text.tokenizer import Tokenizer
 from specdec.user_tiles import use_own
 
 _log = logging.getLogger(__name__)

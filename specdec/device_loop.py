@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.cache.pool import KVPool
-from specdec.candidates import Truncation, truncate_among
-from specdec.graphs import ROW_BUCKETS, DeviceContext, Tables, half_octave, octave, row_bucket
+from specdec.arrays import IntArray
+from specdec.cache.attention import KVPool
 from specdec.kernels.chain import ChainRows, Chains, Match, Told, chain_rows, commit_chains
 from specdec.kernels.gumbel import gumbel_argmax
 from specdec.kernels.suffix_match import SEPARATOR, suffix_match
@@ -29,8 +28,9 @@ from specdec.loop_members import LONGEST_MATCH, SURE_MATCH, HistoryText, LoopPla
 from specdec.loop_scores import LoopScores
 from specdec.models.base import Model
 from specdec.request import SamplingParams
-from specdec.sampling import Kind
-from specdec.tree import IntArray
+from specdec.round.graphs import ROW_BUCKETS, DeviceContext, Tables, half_octave, octave, row_bucket
+from specdec.round.sample.candidates import Truncation, truncate_among
+from specdec.round.sample.sampling import Kind
 
 ROUNDS_AHEAD = 1  # enqueued beyond the one whose outcome the host waits for
 _TURNS_KEPT = 4  # outcomes in the ring, more than are ever underway

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.batch import RowSpec, build_rows
+from specdec.arrays import IntArray
+from specdec.cache.attention import KVPool, cache_dtype
 from specdec.cache.pages import PageAllocator
-from specdec.cache.pool import KVPool, cache_dtype
 from specdec.models.base import Model
-from specdec.runner import Runner
-from specdec.tree import IntArray
+from specdec.round.batch import RowSpec, build_rows
+from specdec.round.runner import Runner
 
 
 class DraftRunner:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from specdec.cost import CostTable
-from specdec.graphs import row_bucket
+from specdec.draft.cost import CostTable
 from specdec.loop_members import LoopTime
+from specdec.round.graphs import row_bucket
 
 _SMOOTHING = 0.1  # of a new measurement
 _OUTLIER = 2.0  # one counts as at most so many times what is expected

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from specdec.loop_members import Member
 from specdec.request import SamplingParams
-from specdec.sampling import penalised
+from specdec.round.sample.sampling import penalised
 
 MOST_BIASES = 64  # of a request; more are the host's affair
 _ALWAYS = 1 << 62

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from specdec.graphs import MAX_GRAPHS, recording
+from specdec.round.graphs import MAX_GRAPHS, recording
 
 _MOST_GRAPHS = 2 * MAX_GRAPHS  # up to 72 of them are recorded at start-up
 _REPLAYS = 8  # to time a round; the first half warms up

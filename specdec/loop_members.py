@@ -4,10 +4,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from specdec.arrays import IntArray
 from specdec.kernels.chain import Told
 from specdec.kernels.suffix_match import SEPARATOR
 from specdec.request import SamplingParams
-from specdec.tree import IntArray
 
 LONGEST_MATCH = 16  # tokens; a longer one is no surer
 SURE_MATCH = 2  # always worth a look

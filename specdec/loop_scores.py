@@ -11,7 +11,7 @@ from torch import Tensor
 from specdec.kernels.chain import tell
 from specdec.loop_members import Member, RoundScores
 from specdec.request import MAX_TOP_LOGPROBS
-from specdec.sampling import read_logs
+from specdec.round.sample.sampling import read_logs
 
 
 class LoopScores:

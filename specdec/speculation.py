@@ -10,16 +10,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from specdec.batch import RoundRows
+from specdec.arrays import IntArray
 from specdec.config import EngineConfig
-from specdec.drafting import DraftContext, Drafter, Observation, Proposal
+from specdec.draft.planner import Planner
+from specdec.draft.protocol import DraftContext, Drafter, Observation, Proposal
+from specdec.draft.tree import NO_DRAFTER, DraftTree, merge
+from specdec.engine.sequence import Sequence
 from specdec.kernels.chain import Origin
 from specdec.lookup_width import WidthPolicy
 from specdec.loop_members import LONGEST_MATCH, LoopPlan, LoopRound, LoopTime, Member
-from specdec.planner import Planner
 from specdec.request import SpeculationStats
-from specdec.sequence import Sequence
-from specdec.tree import NO_DRAFTER, DraftTree, IntArray, merge
+from specdec.round.batch import RoundRows
 
 # the drafters that the device's own lookup stands in for, by where it finds a match
 _LOOKUP = {Origin.HISTORY: "ngram", Origin.REFERENCE: "prediction", Origin.CORPUS: "suffix"}

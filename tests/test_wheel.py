@@ -83,6 +83,6 @@ def test_every_module_imports_away_from_the_checkout(unpacked: Path, tmp_path: P
 
 def test_the_console_script_shows_its_help(unpacked: Path, tmp_path: Path) -> None:
     script = next(unpacked.glob("*.dist-info/entry_points.txt")).read_text(encoding="utf-8")
-    assert script.split() == ["[console_scripts]", "specdec", "=", "specdec.cli:main"]
-    shown = run(unpacked, tmp_path, "-c", "from specdec.cli import main; main()", "--help")
+    assert script.split() == ["[console_scripts]", "specdec", "=", "specdec.cli.app:main"]
+    shown = run(unpacked, tmp_path, "-c", "from specdec.cli.app import main; main()", "--help")
     assert all(command in shown for command in ("serve", "generate", "info", "bench"))

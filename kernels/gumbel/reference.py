@@ -70,7 +70,7 @@ def gumbel(seeds_N: Tensor, positions_N: Tensor, tokens_NC: Tensor, domain: int 
         seeds_N: int64, 0 or more.
         positions_N: int64, absolute position of the token that is drawn.
         tokens_NC: int64.
-        domain: the stream; see `specdec.noise.Domain`.
+        domain: the stream; see `specdec.round.sample.noise.Domain`.
     """
     first_NC, winner_NC = _first_clocks(seeds_N, positions_N, tokens_NC // BLOCK, domain)
     words = _draw(seeds_N, positions_N, tokens_NC >> 2, domain, level=0)

@@ -15,7 +15,7 @@ Answer = Callable[[str, tuple[int, ...]], str]  # (case id, prompt tokens) -> te
 
 
 class TextTools(Protocol):
-    """The part of a tokenizer that prompts need; see `specdec.tokenizer.Tokenizer`."""
+    """The part of a tokenizer that prompts need; see `specdec.text.tokenizer.Tokenizer`."""
 
     @property
     def has_chat_template(self) -> bool: ...

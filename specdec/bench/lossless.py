@@ -23,7 +23,7 @@ from specdec.bench.lossless_settings import (
     settings_for,
     under_pressure,
 )
-from specdec.cache.pool import KVPool, cache_dtype
+from specdec.cache.attention import KVPool, cache_dtype
 from specdec.config import EngineConfig
 from specdec.llm import LLM, Completion
 from specdec.progress import Progress

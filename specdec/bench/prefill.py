@@ -18,14 +18,14 @@ import torch
 import triton
 from torch import Tensor
 
-from specdec.batch import RowSpec, build_rows
 from specdec.bench.kernels import PAGE, SHAPES, Layer, Shape, random, random_experts, random_layer, replay_seconds
-from specdec.graphs import Bucket, Tables
 from specdec.kernels.linear.kernel import linear_triton, rms_norm_triton
 from specdec.kernels.moe.combine import combine_triton
 from specdec.kernels.moe.kernel import experts_triton, moe_triton
 from specdec.kernels.moe.routing import route_triton
 from specdec.kernels.tree_attention.heads import heads_triton
+from specdec.round.batch import RowSpec, build_rows
+from specdec.round.graphs import Bucket, Tables
 
 QKV, HEADS, ATTENTION, OUTPUT = "qkv projection", "heads: norm, rope, KV write", "attention", "output projection"
 NORM, ROUTER, EXPERTS, COMBINE = "norm", "router", "experts", "combine + norm"

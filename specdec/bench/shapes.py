@@ -14,7 +14,7 @@ from specdec.kernels.linear import PackedWeight, pack, uses_triton
 from specdec.kernels.moe import Experts
 from specdec.models.loader import choose_device, choose_dtype
 from specdec.models.registry import family, read_config
-from specdec.tokenizer import Tokenizer
+from specdec.text.tokenizer import Tokenizer
 
 # the fields of their config.json that size them
 SHAPES: Mapping[str, Mapping[str, Any]] = {

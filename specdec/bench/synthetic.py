@@ -17,7 +17,7 @@ from specdec import assemble
 from specdec.bench.environment import conditions
 from specdec.bench.shapes import load_shape
 from specdec.bench.statistics import over_repeats
-from specdec.cache.pool import KVPool, cache_dtype
+from specdec.cache.attention import KVPool, cache_dtype
 from specdec.config import EngineConfig
 from specdec.llm import LLM, Completion
 from specdec.models.base import Model

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from specdec.assemble import LoadedModel
-from specdec.batch import RowSpec, build_rows
 from specdec.bench.environment import conditions
 from specdec.bench.tile_search import descend, neighbours
-from specdec.cache.pool import KVPool, cache_dtype
+from specdec.cache.attention import KVPool, cache_dtype
+from specdec.draft.tree import DraftTree
 from specdec.errors import ConfigError
-from specdec.graphs import GRAPH_ROWS, Bucket, DeviceContext, Tables, recording
 from specdec.kernels.linear import uses_triton
 from specdec.kernels.tile_tables import Product, Tile, asked, instead, use, write
 from specdec.models.base import Model
 from specdec.progress import Progress
-from specdec.tree import DraftTree
+from specdec.round.batch import RowSpec, build_rows
+from specdec.round.graphs import GRAPH_ROWS, Bucket, DeviceContext, Tables, recording
 from specdec.user_tiles import read_table
 
 _log = logging.getLogger(__name__)

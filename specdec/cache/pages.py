@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from specdec.tree import IntArray
+from specdec.arrays import IntArray
 
 
 class PageAllocator:

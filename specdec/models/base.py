@@ -12,7 +12,7 @@ from torch import Tensor
 from specdec.kernels.linear import PackedWeight
 from specdec.kernels.moe import Experts
 from specdec.models.config import ModelConfig
-from specdec.models.heads import Heads
+from specdec.models.layers.heads import Heads
 
 __all__ = ["CacheSpec", "Heads", "Model", "ModelConfig", "RoundContext", "Weights"]
 

@@ -8,12 +8,12 @@ from specdec.models.base import Model, Weights
 from specdec.models.config import Fields, ModelConfig, required
 
 _FAMILIES = {
-    "llama": "specdec.models.llama",
-    "mixtral": "specdec.models.mixtral",
-    "olmoe": "specdec.models.olmoe",
-    "qwen2": "specdec.models.qwen2",
-    "qwen3": "specdec.models.qwen3",
-    "qwen3_moe": "specdec.models.qwen3_moe",
+    "llama": "specdec.models.families.llama",
+    "mixtral": "specdec.models.families.mixtral",
+    "olmoe": "specdec.models.families.olmoe",
+    "qwen2": "specdec.models.families.qwen2",
+    "qwen3": "specdec.models.families.qwen3",
+    "qwen3_moe": "specdec.models.families.qwen3_moe",
 }
 
 

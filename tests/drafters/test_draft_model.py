@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from specdec.batch import RowSpec
+from specdec.arrays import IntArray
+from specdec.draft.protocol import DraftContext, Proposal
 from specdec.drafters.draft_model import CHUNK_TOKENS, DraftModelDrafter
-from specdec.drafting import DraftContext, Proposal
 from specdec.request import SamplingParams
-from specdec.tree import IntArray
+from specdec.round.batch import RowSpec
 
 VOCAB = 11
 PAGE_SIZE = 4

@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import pytest
 
+from specdec.draft.protocol import DraftContext, Drafter, Observation
+from specdec.draft.tree import DraftTree
 from specdec.drafters.adversarial import AdversarialDrafter
 from specdec.drafters.ngram import FEED_TOKENS, NgramDrafter
 from specdec.drafters.prediction import PredictionDrafter
 from specdec.drafters.suffix import SuffixDrafter
-from specdec.drafting import DraftContext, Drafter, Observation
 from specdec.request import SamplingParams
-from specdec.tree import DraftTree
 
 
 def context(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from specdec.cli import app
+from specdec.cli.app import app
 from specdec.config import EngineConfig
 from specdec.llm import LLM
 from specdec.request import Request, SamplingParams

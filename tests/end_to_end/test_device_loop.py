@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from specdec import assemble, device_loop, loop_graphs
-from specdec.cache.pool import KVPool, cache_dtype
+from specdec.cache.attention import KVPool, cache_dtype
 from specdec.config import EngineConfig
 from specdec.device_loop import DeviceLoop
 from specdec.llm import LLM, Completion

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from specdec import assemble
-from specdec.cache.pool import KVPool, cache_dtype
+from specdec.cache.attention import KVPool, cache_dtype
 from specdec.config import EngineConfig
 from specdec.errors import RequestError, RoundError
 from specdec.llm import LLM, Completion

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from specdec.acceptance.shared_noise import walk
-from specdec.batch import RowSpec, build_rows
+from specdec.draft.tree import DraftTree
 from specdec.kernels.chain import ChainRows, Chains, Match, Origin, Told, chain_rows, commit_chains
 from specdec.kernels.chain.reference import chain_rows_reference, commit_chains_reference, tell_reference
 from specdec.kernels.suffix_match import SEPARATOR, suffix_match
 from specdec.kernels.suffix_match.reference import suffix_match_reference
-from specdec.tree import DraftTree
+from specdec.round.accept.shared_noise import walk
+from specdec.round.batch import RowSpec, build_rows
 
 PAGE, SPARE = 4, 999
 CPU = torch.device("cpu")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from specdec.batch import RoundRows, RowSpec, build_rows
+from specdec.draft.tree import DraftTree
 from specdec.kernels.tree_attention import tree_attention, tree_attention_reference
-from specdec.runner import tile_plans
-from specdec.tree import DraftTree
+from specdec.round.batch import RoundRows, RowSpec, build_rows
+from specdec.round.runner import tile_plans
 
 PAGE = 16
 NUM_PAGES = 40

@@ -14,17 +14,17 @@ import pytest
 from aiohttp.test_utils import TestClient
 from openai import AsyncOpenAI
 
-from specdec.admission import Admission
 from specdec.assemble import Assembled
 from specdec.config import EngineConfig
-from specdec.engine import EngineStatus
+from specdec.engine.admission import Admission
+from specdec.engine.engine import EngineStatus
+from specdec.engine.metrics import EngineMetrics
+from specdec.engine.output import emit, output
+from specdec.engine.sequence import Sequence, Sink
 from specdec.errors import RequestError
-from specdec.metrics import EngineMetrics
 from specdec.models.source import Source
-from specdec.output import emit, output
 from specdec.request import FinishReason, Request, RequestOutput, SpeculationStats, TokenLogprob
-from specdec.sequence import Sequence, Sink
-from specdec.tokenizer import TextStream, Tokenizer
+from specdec.text.tokenizer import TextStream, Tokenizer
 
 Client = TestClient[Any, Any]
 Start = Callable[..., Awaitable[Client]]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from specdec.tokenizer import Tokenizer
+from specdec.text.tokenizer import Tokenizer
 from tests.server.conftest import MAX_MODEL_LEN, MODEL, Client, FakeEngine, Poll, Script
 
 pytestmark = pytest.mark.timeout(60)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from specdec.tokenizer import Tokenizer
+from specdec.text.tokenizer import Tokenizer
 from tests.server.conftest import ANSWER, MODEL, Client, FakeEngine, Poll, Script
 
 pytestmark = pytest.mark.timeout(60)

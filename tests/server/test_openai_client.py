@@ -9,7 +9,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletion
 
 from specdec.request import SamplingParams
-from specdec.tokenizer import Tokenizer
+from specdec.text.tokenizer import Tokenizer
 from tests.server.conftest import ANSWER, MAX_MODEL_LEN, MODEL, NUM_CACHED, Client, FakeEngine, Script, Start
 
 pytestmark = pytest.mark.timeout(60)

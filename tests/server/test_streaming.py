@@ -8,7 +8,7 @@ import openai as openai_package
 import pytest
 from openai import AsyncOpenAI
 
-from specdec.tokenizer import Tokenizer
+from specdec.text.tokenizer import Tokenizer
 from tests.server.conftest import ANSWER, MODEL, NUM_CACHED, Client, FakeEngine, Script
 
 pytestmark = pytest.mark.timeout(60)

@@ -5,16 +5,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from specdec.acceptance.registry import RULES
-from specdec.acceptance.rejection import Rejection
-from specdec.acceptance.residual import acceptance_probability, drawn_from, residual, stopping_probability, without
-from specdec.batch import TreeRows, tree_rows
-from specdec.candidates import Keys, race
 from specdec.config import ACCEPTANCE_RULES
-from specdec.noise import Domain, uniform
+from specdec.draft.tree import DraftTree
 from specdec.request import SamplingParams
-from specdec.sampling import SamplingBatch, SamplingEntry, choose, probabilities
-from specdec.tree import DraftTree
+from specdec.round.accept.registry import RULES
+from specdec.round.accept.rejection import Rejection
+from specdec.round.accept.residual import acceptance_probability, drawn_from, residual, stopping_probability, without
+from specdec.round.batch import TreeRows, tree_rows
+from specdec.round.sample.candidates import Keys, race
+from specdec.round.sample.noise import Domain, uniform
+from specdec.round.sample.sampling import SamplingBatch, SamplingEntry, choose, probabilities
 
 VOCAB, BASE = 9, 20
 CHAIN, WIDE, LOPSIDED = (0, 1, 2), (0, 0, 0), (0, 0, 1, 2, 1, 5)

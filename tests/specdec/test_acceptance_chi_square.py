@@ -12,18 +12,18 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from specdec.acceptance import rejection
-from specdec.acceptance.base import AcceptanceRule, Accepted
-from specdec.acceptance.registry import RULES
-from specdec.batch import TreeRows
-from specdec.candidates import Keys, race
 from specdec.models.base import Model
 from specdec.models.loader import load_model
 from specdec.models.source import resolve
-from specdec.noise import Domain, in_round
 from specdec.request import SamplingParams
-from specdec.sampling import SamplingBatch, SamplingEntry
-from specdec.tokenizer import Tokenizer
+from specdec.round.accept import rejection
+from specdec.round.accept.base import AcceptanceRule, Accepted
+from specdec.round.accept.registry import RULES
+from specdec.round.batch import TreeRows
+from specdec.round.sample.candidates import Keys, race
+from specdec.round.sample.noise import Domain, in_round
+from specdec.round.sample.sampling import SamplingBatch, SamplingEntry
+from specdec.text.tokenizer import Tokenizer
 
 PLAUSIBLE, ABSURD = 1e-3, 1e-6
 CHAIN, PAIR, WIDE, LOPSIDED = (0, 0, 1, 2), (0, 0, 0), (0, 0, 0, 0), (0, 0, 0, 1, 1)  # parents, the root's own first

@@ -1,6 +1,6 @@
 """Exactness of the acceptance rules, proven by enumeration: exact fractions, every draw, no tolerance.
 
-The rejection rules' arithmetic (specdec.acceptance.residual) runs here on fractions, as it is; test_acceptance.py shows that
+The rejection rules' arithmetic (specdec.round.accept.residual) runs here on fractions, as it is; test_acceptance.py shows that
 the tensor rules take the same decisions with it. The shared-noise walk has no arithmetic: the tensor code itself is enumerated.
 """
 
@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from specdec.acceptance.residual import acceptance_probability, drawn_from, residual, stopping_probability, without
-from specdec.acceptance.shared_noise import walk
-from specdec.batch import tree_rows
-from specdec.tree import DraftTree
+from specdec.draft.tree import DraftTree
+from specdec.round.accept.residual import acceptance_probability, drawn_from, residual, stopping_probability, without
+from specdec.round.accept.shared_noise import walk
+from specdec.round.batch import tree_rows
 
 Row = npt.NDArray[np.object_]  # [1, V] of Fraction
 Path = tuple[int, ...]

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from specdec.batch import RowSpec, build_rows, spine_length
-from specdec.tree import DraftTree
+from specdec.draft.tree import DraftTree
+from specdec.round.batch import RowSpec, build_rows, spine_length
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from specdec import user_tiles
-from specdec.batch import build_rows
 from specdec.bench import tune
 from specdec.bench.shapes import load_shape
 from specdec.bench.tile_search import descend, neighbours
@@ -16,6 +15,7 @@ from specdec.bench.tune import Found, TunedRound, TuneSettings
 from specdec.errors import ConfigError
 from specdec.kernels.tile_tables import Product, Tile, table_of, write
 from specdec.progress import NoProgress
+from specdec.round.batch import build_rows
 
 FEW, MANY = Product("linear", 4, 4096, 2048), Product("linear", 128, 4096, 2048)
 EXPERTS = Product("gate_up", 8, 768, 2048, 128, 8)

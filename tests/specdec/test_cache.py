@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specdec.cache.attention import KVPool
 from specdec.cache.pages import PageAllocator
-from specdec.cache.pool import KVPool
 from specdec.cache.prefix import PrefixIndex
 from specdec.models.base import CacheSpec
 

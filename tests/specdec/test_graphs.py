@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from specdec.batch import RowSpec, build_rows
-from specdec.cache.pool import KVPool
-from specdec.graphs import Bucket, DeviceContext, Part, Tables
+from specdec.cache.attention import KVPool
+from specdec.draft.tree import DraftTree
 from specdec.models.base import Model
 from specdec.models.loader import load_model
 from specdec.models.source import Source
-from specdec.runner import Runner
-from specdec.tree import DraftTree
+from specdec.round.batch import RowSpec, build_rows
+from specdec.round.graphs import Bucket, DeviceContext, Part, Tables
+from specdec.round.runner import Runner
 
 CPU = torch.device("cpu")
 PAGE = 64

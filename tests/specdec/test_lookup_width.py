@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from specdec.cost import CostTable
+from specdec.draft.cost import CostTable
 from specdec.lookup_width import WidthPolicy
 from specdec.loop_costs import LoopCosts
 from specdec.loop_members import SHORTEST_MATCH, SURE_MATCH, LoopPlan, LoopRound, LoopTime

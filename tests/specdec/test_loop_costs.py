@@ -2,7 +2,7 @@
 
 import pytest
 
-from specdec.cost import CostTable
+from specdec.draft.cost import CostTable
 from specdec.loop_costs import LoopCosts
 from specdec.loop_members import LoopTime
 

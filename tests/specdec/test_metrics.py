@@ -2,9 +2,9 @@
 
 from prometheus_client import generate_latest
 
-from specdec.metrics import EngineMetrics
+from specdec.engine.metrics import EngineMetrics
+from specdec.engine.sequence import Sequence
 from specdec.request import FinishReason, Request, SamplingParams
-from specdec.sequence import Sequence
 
 
 def test_counters_follow_a_request() -> None:

@@ -17,7 +17,7 @@ from specdec.models.base import Model, ModelConfig
 from specdec.models.checkpoint import SafetensorsCheckpoint
 from specdec.models.loader import load_model, read_source_config
 from specdec.models.source import Source, resolve
-from specdec.tokenizer import Tokenizer
+from specdec.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.weights
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from specdec.noise import BLOCK, Domain, gumbel, gumbel_of_blocks, in_round, largest_gumbel, philox, uniform
+from specdec.round.sample.noise import BLOCK, Domain, gumbel, gumbel_of_blocks, in_round, largest_gumbel, philox, uniform
 
 ONES = 0xFFFFFFFF
 # the generator's published known answers: counter, key, output

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from specdec.cost import CostTable
-from specdec.planner import Planner
-from specdec.tree import DraftTree
+from specdec.draft.cost import CostTable
+from specdec.draft.planner import Planner
+from specdec.draft.tree import DraftTree
 
 Cost = Callable[[int], float]
 MEASURED_ROWS = (1, 2, 4, 8, 16, 32, 64)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from specdec.batch import TreeRows, tree_rows
-from specdec.noise import gumbel
+from specdec.draft.tree import DraftTree
 from specdec.request import SamplingParams
-from specdec.sampling import (
+from specdec.round.batch import TreeRows, tree_rows
+from specdec.round.sample.noise import gumbel
+from specdec.round.sample.sampling import (
     SamplingBatch,
     SamplingEntry,
     choose,
@@ -22,7 +23,6 @@ from specdec.sampling import (
     resolve_seed,
     shared_noise_topk,
 )
-from specdec.tree import DraftTree
 
 VOCAB = 3001  # no multiple of a block
 HISTORY = (5, 9, 9, 2, 7, 7, 7, 11)

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from specdec.engine.scheduler import Scheduler
+from specdec.engine.sequence import Sequence
 from specdec.request import Request, SamplingParams
-from specdec.scheduler import Scheduler
-from specdec.sequence import Sequence
 
 
 @dataclass

@@ -13,10 +13,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from specdec.errors import ConfigError, RequestError
-from specdec.gguf_tokenizer import read_gguf_tokenizer
 from specdec.models.gguf_file import GgufFile
 from specdec.models.source import resolve
-from specdec.tokenizer import TextStream, Tokenizer
+from specdec.text.gguf_tokenizer import read_gguf_tokenizer
+from specdec.text.tokenizer import TextStream, Tokenizer
 
 TEXTS = ["", "hello the\nworld 12", "naïve café — 漢字 👩‍🚀!", " leading and trailing ", "a\u0300 \r\n\t\x00"]
 

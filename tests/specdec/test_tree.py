@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specdec.tree import DraftTree, merge
+from specdec.draft.tree import DraftTree, merge
 
 PARENTS = st.integers(1, 12).flatmap(
     lambda n: st.tuples(st.just(0), *(st.integers(0, max(i - 1, 0)) for i in range(1, n))).map(list)

@@ -1,0 +1,125 @@
+"""`specdec info`: what a model is and needs; and what `specdec serve` says about itself when it starts."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from specdec.cli.options import Model
+from specdec.cli.progress import RichProgress
+
+if TYPE_CHECKING:
+    from specdec.assemble import Assembled
+    from specdec.models.info import ModelInfo
+    from specdec.models.source import Source
+
+_DRAFTERS = (
+    ("ngram", "fits: copies from prompt and answer"),
+    ("suffix", "fits: copies from earlier answers of the same server"),
+    ("prediction", "fits: copies from the text that a request predicts"),
+)
+
+
+def info(
+    model: Model,
+    draft_model: Annotated[str | None, typer.Option(help="Also say whether this model can draft for it.")] = None,
+) -> None:
+    """Show what a model is, the memory it needs and the drafters that fit it."""
+    from specdec.models.info import model_info  # brings torch, which --help should not wait for
+    from specdec.models.source import resolve
+
+    console = Console()
+    progress = RichProgress(Console(stderr=True))
+    source = resolve(model, progress, weights=False)
+    described = model_info(source)
+    table = Table(title=model, show_header=False, title_justify="left")
+    for name, value in _rows(described):
+        table.add_row(name, value)
+    for name, verdict in _DRAFTERS:
+        table.add_row(f"drafter {name}", verdict)
+    table.add_row("drafter draft-model", _draft_verdict(source, described, draft_model, progress))
+    console.print(table)
+
+
+def banner(assembled: "Assembled") -> str:
+    """What is loaded, in a few lines."""
+    described, config, test = assembled.model_info, assembled.config, assembled.self_test
+    status = assembled.engine.status()
+    tokens = status.pages_total * config.page_size
+    stored = "float32" if assembled.device == "cpu" else assembled.dtype
+    cache = f"{_size(tokens * _cache_bytes(described, stored))} for {tokens:,} tokens"
+    padded = f" with rows padded to multiples of {test.row_multiple}" if test.row_multiple > 1 else ""
+    lossless = f"yes, to the bit; checked on this machine{padded}" if test.exact else f"NO: {test.failure}"
+    return (
+        f"Model     {assembled.model_name} ({described.config.family}, {_millions(described.num_parameters)} parameters), "
+        f"{assembled.dtype} on {assembled.device}\n"
+        f"Memory    weights {_size(_weight_bytes(described, assembled.dtype))}, "
+        f"keys and values {cache}, longest request {config.max_model_len:,}\n"
+        f"Drafters  {', '.join(assembled.drafters) or 'none'}; acceptance {config.acceptance}\n"
+        f"Lossless  {lossless}"
+    )
+
+
+def _rows(described: "ModelInfo") -> list[tuple[str, str]]:
+    config = described.config
+    rows = [
+        ("family", config.family),
+        ("parameters", f"{described.num_parameters:,}"),
+        (
+            "layers, heads",
+            f"{config.num_layers} layers, {config.num_heads} heads, {config.num_kv_heads} of them for keys and values",
+        ),
+        ("vocabulary", f"{config.vocab_size:,}"),
+        ("longest context", f"{config.max_position_embeddings:,} tokens"),
+        ("weights in float32", _size(_weight_bytes(described, "float32"))),
+        ("weights in bfloat16, float16", _size(_weight_bytes(described, "bfloat16"))),
+        (
+            "keys and values",
+            f"{_cache_bytes(described):,} bytes a token on a CPU, {_cache_bytes(described, 'bfloat16'):,} on a GPU",
+        ),
+    ]
+    if described.num_active_parameters != described.num_parameters:
+        rows.insert(2, ("parameters of one token", f"{described.num_active_parameters:,}"))
+    return rows
+
+
+def _draft_verdict(source: "Source", target: "ModelInfo", draft_model: str | None, progress: RichProgress) -> str:
+    if draft_model is None:
+        return f"any smaller model with the same tokenizer ({target.config.vocab_size:,} tokens); try --draft-model NAME"
+    from specdec.models.info import model_info
+    from specdec.models.source import resolve
+    from specdec.text.tokenizer import Tokenizer
+
+    candidate = resolve(draft_model, progress, weights=False)
+    described = model_info(candidate)
+    if described.config.vocab_size != target.config.vocab_size:
+        return f"{draft_model} does not fit: it has {described.config.vocab_size:,} tokens, not {target.config.vocab_size:,}"
+    ours, theirs = Tokenizer.load(source), Tokenizer.load(candidate)
+    for token in range(min(ours.vocab_size, theirs.vocab_size)):
+        if ours.token_bytes(token) != theirs.token_bytes(token):
+            return f"{draft_model} does not fit: its tokenizer gives token {token} another text"
+    share = described.num_parameters / target.num_parameters
+    return f"{draft_model} fits; it has {share:.0%} of the parameters"
+
+
+def _weight_bytes(described: "ModelInfo", dtype: str) -> int:
+    import torch
+
+    return described.weight_bytes(getattr(torch, dtype))
+
+
+def _cache_bytes(described: "ModelInfo", dtype: str = "float32") -> int:
+    import torch
+
+    return described.cache_bytes_per_token(getattr(torch, dtype))
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+
+
+def _millions(count: int) -> str:
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} billion"
+    return f"{count / 1e6:.0f} million" if count >= 1e6 else f"{count:,}"

@@ -1,0 +1,1 @@
+"""What drafters offer, what their drafts are worth, how many are verified."""

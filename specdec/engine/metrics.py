@@ -1,0 +1,100 @@
+"""Counters of an engine, in Prometheus form: the names that dashboards of other engines use, under our prefix."""
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from specdec.engine.sequence import Sequence
+from specdec.request import FinishReason
+
+_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class EngineMetrics:
+    """What an engine counts. Each engine has a registry of its own, so that several can live in one process.
+
+    Args:
+        model_name: the value of the label `model_name`.
+    """
+
+    def __init__(self, model_name: str) -> None:
+        self.registry = CollectorRegistry()
+        self._model = model_name
+        self._drafts = self._counter("spec_decode_num_drafts", "Verifications of a tree with at least one draft")
+        self._draft_tokens = self._counter("spec_decode_num_draft_tokens", "Drafted tokens that were verified")
+        self._accepted = self._counter("spec_decode_num_accepted_tokens", "Drafted tokens that were accepted")
+        self._accepted_at = Counter(
+            "specdec:spec_decode_num_accepted_tokens_per_pos",
+            "Accepted drafted tokens by their place in the path, from 0",
+            ["model_name", "position"],
+            registry=self.registry,
+        )
+        self._accepted_here: list[Counter] = []  # the same by place, since looking one up takes longer than counting
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that started")
+        self._cached_tokens = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
+        self._generated = self._counter("generation_tokens", "Tokens emitted")
+        self._preemptions = self._counter("num_preemptions", "Sequences that gave their pages back for a while")
+        self._finished = Counter(
+            "specdec:request_success", "Requests by how they ended", ["model_name", "finished_reason"], registry=self.registry
+        )
+        self._running = self._gauge("num_requests_running", "Requests that decode or prefill")
+        self._waiting = self._gauge("num_requests_waiting", "Requests in the queue")
+        self._cache_usage = self._gauge("kv_cache_usage_perc", "Share of K/V pages that requests hold, 0 to 1")
+        self._first_token = self._histogram("time_to_first_token_seconds", "From submission to the first token")
+        self._between = self._histogram("inter_token_latency_seconds", "Mean time between the tokens of a request")
+        self._whole = self._histogram("e2e_request_latency_seconds", "From submission to the end")
+        self._num_preemptions = 0
+        self._uncounted = 0  # tokens of this round
+
+    def _counter(self, name: str, description: str) -> Counter:
+        return Counter(f"specdec:{name}", description, ["model_name"], registry=self.registry).labels(self._model)
+
+    def _gauge(self, name: str, description: str) -> Gauge:
+        return Gauge(f"specdec:{name}", description, ["model_name"], registry=self.registry).labels(self._model)
+
+    def _histogram(self, name: str, description: str) -> Histogram:
+        histogram = Histogram(f"specdec:{name}", description, ["model_name"], buckets=_SECONDS, registry=self.registry)
+        return histogram.labels(self._model)
+
+    def on_schedule(self, num_running: int, num_waiting: int, cache_usage: float, num_preemptions: int) -> None:
+        """The state at the start of a round. `num_preemptions` counts from the engine's start."""
+        self._running.set(num_running)
+        self._waiting.set(num_waiting)
+        self._cache_usage.set(cache_usage)
+        self._preemptions.inc(num_preemptions - self._num_preemptions)
+        self._num_preemptions = num_preemptions
+
+    def on_start(self, sequence: Sequence) -> None:
+        """A request takes part in its first round."""
+        self._prompt_tokens.inc(sequence.num_prompt_tokens)
+        self._cached_tokens.inc(sequence.num_prefix_hits)
+
+    def on_tokens(self, sequence: Sequence, num_tokens: int, num_drafts: int, num_accepted: int) -> None:
+        """A round verified drafts of a request and emitted `num_tokens`; drafts accepted past its end do not count."""
+        num_accepted = min(num_accepted, num_tokens)
+        self._uncounted += num_tokens
+        if sequence.first_token_at is None and num_tokens:
+            sequence.first_token_at = time.monotonic()
+            self._first_token.observe(sequence.first_token_at - sequence.arrival)
+        if num_drafts:
+            self._drafts.inc()
+            self._draft_tokens.inc(num_drafts)
+            self._accepted.inc(num_accepted)
+            while len(self._accepted_here) < num_accepted:
+                self._accepted_here.append(self._accepted_at.labels(self._model, str(len(self._accepted_here))))
+            for counter in self._accepted_here[:num_accepted]:
+                counter.inc()
+
+    def on_round(self) -> None:
+        """Count the tokens of the round before, once for all requests: a counter takes longer than a sum."""
+        self._generated.inc(self._uncounted)
+        self._uncounted = 0
+
+    def on_finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """A request is over."""
+        self.on_round()
+        now = time.monotonic()
+        self._finished.labels(self._model, reason.value).inc()
+        self._whole.observe(now - sequence.arrival)
+        if sequence.first_token_at is not None and sequence.num_output_tokens > 1:
+            self._between.observe((now - sequence.first_token_at) / (sequence.num_output_tokens - 1))

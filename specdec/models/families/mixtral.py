@@ -1,0 +1,28 @@
+"""Mixtral: Llama with sparse feed-forward layers."""
+
+from specdec.models.base import Weights
+from specdec.models.config import Fields, ModelConfig, MoeConfig, read_common, required
+from specdec.models.layers.decoder import Decoder, build_decoder
+from specdec.models.layers.mlp import FeedForward, build_sparse_mlp
+
+
+def read_config(fields: Fields) -> ModelConfig:
+    """See `registry.Family.read_config`."""
+    moe = MoeConfig(
+        num_experts=required(fields, "num_local_experts"),
+        experts_per_token=required(fields, "num_experts_per_tok"),
+        intermediate_size=required(fields, "intermediate_size"),
+        renormalise=True,
+    )
+    return read_common(fields, "mixtral", moe=moe)
+
+
+def build(config: ModelConfig, weights: Weights) -> Decoder:
+    """See `registry.Family.build`."""
+
+    def mlp(layer: str, _index: int) -> FeedForward:
+        # checkpoints call it block_sparse_moe, transformers 5 holds it as mlp
+        fused = weights.has(f"{layer}.mlp.gate.weight")
+        return build_sparse_mlp(config, weights, f"{layer}.mlp" if fused else f"{layer}.block_sparse_moe", ("w1", "w3", "w2"))
+
+    return build_decoder(config, weights, mlp=mlp)

@@ -1,0 +1,1 @@
+"""One round: rows through the target, tokens drawn, drafts accepted and committed."""

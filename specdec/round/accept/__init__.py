@@ -1,0 +1,1 @@
+"""The acceptance rules, one file each."""
