@@ -1,16 +1,18 @@
-"""The drafters by name. To add one: its file, one line in `_FACTORIES`, its test."""
+"""The drafters by name. To add one: its folder, one line in `_FACTORIES`, its test."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from specdec.config import EngineConfig
 from specdec.draft.protocol import Drafter
 from specdec.drafters.adversarial import AdversarialDrafter
-from specdec.drafters.draft_model import DraftModelDrafter, TreeModel
-from specdec.drafters.ngram import NgramDrafter
-from specdec.drafters.prediction import PredictionDrafter
-from specdec.drafters.suffix import SuffixDrafter
+from specdec.drafters.adversarial.drafter import OracleKey
+from specdec.drafters.lookup import LookupDrafter
+from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError
+from specdec.models.base import Model
 
 NO_DRAFTERS = "none"
 
@@ -19,18 +21,24 @@ NO_DRAFTERS = "none"
 class DrafterResources:
     """What drafters may need of the engine.
 
-    vocab_size: of the target. samples: whether the acceptance rule wants `Proposal.q`. draft_model_factory: loads the
-    draft model, None where none is configured. oracle: see `AdversarialDrafter`.
+    num_slots: sequences at once. max_model_len: tokens of one. max_drafts: of one chain that are worth
+    looking for. vocab_size: of the target. samples: whether the acceptance rule
+    wants to know what sampled candidates were drawn from. load_draft_model: None where none is configured. oracle: see
+    `AdversarialDrafter`.
     """
 
+    num_slots: int
+    max_model_len: int
+    max_drafts: int
     vocab_size: int
+    device: torch.device
     samples: bool = False
-    draft_model_factory: Callable[[], TreeModel] | None = None
-    oracle: Mapping[str, Sequence[int]] | None = None
+    load_draft_model: Callable[[], Model] | None = None
+    oracle: Mapping[OracleKey, Sequence[int]] | None = None
 
 
 def make_drafters(config: EngineConfig, resources: DrafterResources) -> list[Drafter]:
-    """The drafters that `config.drafters` names, in its order.
+    """The drafters that `config.drafters` names, in its order; names that one drafter serves together make one.
 
     Raises:
         ConfigError: a name is unknown or given twice, or its drafter cannot be made.
@@ -41,29 +49,37 @@ def make_drafters(config: EngineConfig, resources: DrafterResources) -> list[Dra
             raise ConfigError(f"There is no drafter {name!r}; there are {', '.join((*DRAFTER_NAMES, NO_DRAFTERS))}.")
         if names.count(name) > 1:
             raise ConfigError(f"The drafter {name} is named twice; name it once.")
-    return [_FACTORIES[name](source, resources) for source, name in enumerate(names)]
+    served = dict.fromkeys(_FACTORIES[name] for name in names)
+    return [make(tuple(name for name in names if _FACTORIES[name] is make), resources) for make in served]
 
 
-def _adversarial(source: int, resources: DrafterResources) -> Drafter:
-    return AdversarialDrafter(source, resources.vocab_size, oracle=resources.oracle)
+def _lookup(names: tuple[str, ...], resources: DrafterResources) -> Drafter:
+    return LookupDrafter(names, resources.num_slots, resources.max_model_len, resources.max_drafts, resources.device)
 
 
-def _draft_model(source: int, resources: DrafterResources) -> Drafter:
-    if resources.draft_model_factory is None:
+def _adversarial(names: tuple[str, ...], resources: DrafterResources) -> Drafter:
+    del names
+    sizes = (resources.num_slots, resources.max_model_len, resources.vocab_size, resources.device)
+    return AdversarialDrafter(*sizes, oracle=resources.oracle)
+
+
+def _draft_model(names: tuple[str, ...], resources: DrafterResources) -> Drafter:
+    del names
+    if resources.load_draft_model is None:
         raise ConfigError("The drafter draft-model needs a model of its own; name it with --draft-model.")
-    model = resources.draft_model_factory()
-    if model.vocab_size != resources.vocab_size:
+    model = resources.load_draft_model()
+    if model.config.vocab_size != resources.vocab_size:
         raise ConfigError(
-            f"The draft model has {model.vocab_size} tokens and the target {resources.vocab_size}; "
+            f"The draft model has {model.config.vocab_size} tokens and the target {resources.vocab_size}; "
             "a draft model needs the target's tokenizer."
         )
-    return DraftModelDrafter(source, model, samples=resources.samples)
+    return ModelDrafter(model, samples=resources.samples)
 
 
-_FACTORIES: dict[str, Callable[[int, DrafterResources], Drafter]] = {
-    "ngram": lambda source, _: NgramDrafter(source),
-    "suffix": lambda source, _: SuffixDrafter(source),
-    "prediction": lambda source, _: PredictionDrafter(source),
+_FACTORIES: dict[str, Callable[[tuple[str, ...], DrafterResources], Drafter]] = {
+    "ngram": _lookup,
+    "suffix": _lookup,
+    "prediction": _lookup,
     "draft-model": _draft_model,
     "adversarial": _adversarial,
 }

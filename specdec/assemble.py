@@ -8,57 +8,52 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from specdec.arrays import IntArray
-from specdec.cache.attention import KVPool, cache_dtype
+from specdec.cache.kinds import CacheRoom, Caches, cache_dtype, page_bytes, slot_bytes
+from specdec.cache.marks import MarkBook
 from specdec.config import EngineConfig
-from specdec.device_loop import DeviceLoop
-from specdec.draft.cost import CostTable
 from specdec.draft.planner import Planner
 from specdec.draft.protocol import Drafter
-from specdec.draft_runner import DraftRunner
 from specdec.drafters.registry import DrafterResources, make_drafters
 from specdec.engine.admission import Admission
 from specdec.engine.engine import Engine
 from specdec.engine.metrics import EngineMetrics
 from specdec.engine.scheduler import Scheduler
 from specdec.errors import ConfigError
-from specdec.kernels.linear import uses_triton
-from specdec.lookup_width import WidthPolicy
-from specdec.loop_costs import LoopCosts
-from specdec.models.base import Model
+from specdec.kernels.tree_select import MAX_NODES
+from specdec.models.base import CacheSpec, Model
 from specdec.models.info import ModelInfo, describe
 from specdec.models.loader import load_model
 from specdec.models.source import resolve
 from specdec.progress import NoProgress, Progress
-from specdec.round.accept.base import AcceptanceRule
 from specdec.round.accept.registry import RULES
-from specdec.round.graphs import prompt_buckets
-from specdec.round.runner import Runner
-from specdec.round.selftest import RoundCost, SelfTest, check_rows, measure_costs, warm_up_prompts
-from specdec.speculation import Speculator
+from specdec.round.forward import Forward
+from specdec.round.plan import MOST_TREE_ROWS, ROW_BUCKETS
+from specdec.round.probe import Probe, RoundCost, measure_costs
+from specdec.round.rehearsal import rehearse
+from specdec.round.round import Round
+from specdec.round.rows import Entries
+from specdec.round.selftest import MOST_POSITIONS, SelfTest, check_rows
+from specdec.round.slots import Slots
 from specdec.text.tokenizer import Tokenizer
 from specdec.user_tiles import use_own
 
 _log = logging.getLogger(__name__)
 
-SCRATCH_SLOTS = 512  # tree nodes of a round that may lie off their spines
 _COST_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _COST_CONTEXTS = (128, 1024)
 GPU_TILE = 64  # keys that the attention kernels read at once, from one page
-_CORPUS_TOKENS = 1 << 16  # of earlier responses that the device copies from
 _CPU_CACHE_GB = 2.0
 _ROOM_FOR_ROWS = 2e9  # bytes, of which 8,192 rows of a 30B mixture of experts take about a third
-_GPU_SHARE = 0.85  # of the memory that the weights leave free; the rest is for activations and graphs
-_GPU_SHARE_BESIDE_DRAFTER = 0.4  # a draft model brings weights, and keys and values of as many positions
-_MOST_POSITIONS = 1 << 20  # of the pool, whatever memory is given
+_GPU_SHARE = 0.85  # of the memory that the weights leave free; the rest is for slots, activations and graphs
+_MOST_POSITIONS = 1 << 20  # of all pages, whatever memory is given
+# drafts of a chain that are looked for where the planner decides; more never paid on an H200, and cost every round a little
+_MOST_OFFERED = 31
+_MARKS_PER_SLOT = 1  # states kept for prefixes, beside those of sequences
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A target in memory, on which several engines can be built one after another.
-
-    threads: of torch, as they were set when it was loaded.
-    """
+    """A target in memory, on which several engines can be built one after another."""
 
     model: Model
     tokenizer: Tokenizer
@@ -99,7 +94,7 @@ def build(
     config: EngineConfig,
     progress: Progress | None = None,
     loaded: LoadedModel | None = None,
-    oracle: Mapping[str, Sequence[int]] | None = None,
+    oracle: Mapping[tuple[tuple[int, ...], str], Sequence[int]] | None = None,
 ) -> Assembled:
     """Load what is not loaded yet, prove the row contract on this machine, measure costs, and put the engine together.
 
@@ -115,63 +110,44 @@ def build(
     progress = progress or NoProgress()
     loaded = loaded or load(config, progress)
     model = loaded.model
-    rule = RULES[config.acceptance]()
-    sizes = _sizes(config, model)
-    num_pages, max_model_len = sizes.num_pages, sizes.max_model_len
-    scratch_pages = -(-SCRATCH_SLOTS // config.page_size)
-    stored = cache_dtype(model.dtype, model.device)
-    scratch = np.arange(num_pages * config.page_size, (num_pages + scratch_pages) * config.page_size)
     use_own(model.device)
-    with _explained_memory("a lower --cache-gb"):
-        pool = KVPool(model.cache_specs, num_pages + scratch_pages, config.page_size, stored, model.device)
-        runner = Runner(model, pool)
-        self_test, costs = _measure(runner, max_model_len, config, scratch, progress)
-
-    def draft_model() -> DraftRunner:
-        return _load_draft_model(config, num_pages, max_model_len, self_test.row_multiple, progress)
-
-    resources = DrafterResources(
-        vocab_size=model.config.vocab_size,
-        samples=not rule.per_seed,
-        draft_model_factory=draft_model if config.draft_model is not None else None,
-        oracle=oracle,
-    )
-    speculator = _speculator(make_drafters(config, resources), costs, rule, config, max_model_len)
-    names = tuple(drafter.name for drafter in speculator.drafters)
-    runner.capture = speculator.hidden_layers
-    scheduler = Scheduler(
-        num_pages=num_pages,
-        page_size=config.page_size,
-        max_batch=sizes.max_batch,
-        chunk_tokens=sizes.chunk_tokens,
-        prefix_cache=config.prefix_cache,
-    )
+    drafters = _drafters(config, model, progress, oracle)
+    specs = [*model.cache_specs, *(spec for drafter in drafters for spec in drafter.cache_specs)]
+    sizes = _sizes(config, model, specs)
     with _explained_memory("a lower --cache-gb or --max-model-len"):
-        _warm_up(runner, min(max_model_len, sizes.chunk_tokens, num_pages * config.page_size), scratch, progress)
-        loop = _device_loop(config, sizes, runner, speculator, rule, progress)
+        caches, entries = _caches(specs, sizes, config, model)
+        forward = Forward(model, caches)
+        self_test, costs = _measure(Probe(forward, entries, sizes.num_pages), sizes, config, drafters, progress)
+        _bind(drafters, caches, len(model.cache_specs), forward.row_multiple)
+        round_ = _round(config, sizes, forward, drafters, entries)
+        planner = _planner(config, sizes, round_, costs)
+        if model.device.type == "cuda":
+            rehearse(round_, planner, sizes.chunk_tokens, sizes.max_model_len, progress)
     engine = Engine(
-        runner=runner,
-        scheduler=scheduler,
-        speculator=speculator,
-        rule=rule,
+        round_=round_,
+        scheduler=_scheduler(config, sizes, caches),
+        planner=planner,
         tokenizer=loaded.tokenizer,
-        admission=Admission(model.config.vocab_size, max_model_len, names),
-        scratch=scratch,
+        admission=Admission(model.config.vocab_size, sizes.max_model_len, round_.drafting.names.names),
         metrics=EngineMetrics(loaded.name),
-        loop=loop,
+        depth=_depth(config, model),
     )
     return Assembled(
         engine=engine,
         tokenizer=loaded.tokenizer,
         model_name=loaded.name,
         model_info=describe(model.config, loaded.name),
-        config=replace(config, max_model_len=max_model_len),
-        drafters=names,
+        config=replace(config, max_model_len=sizes.max_model_len),
+        drafters=round_.drafting.names.names,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         self_test=self_test,
         costs=costs,
     )
+
+
+def _depth(config: EngineConfig, model: Model) -> int:
+    return config.depth if config.depth is not None else int(model.device.type == "cuda")
 
 
 @contextmanager
@@ -194,16 +170,23 @@ class _Sizes:
     max_model_len: int
     max_batch: int
     chunk_tokens: int
+    num_marks: int
 
 
-def _sizes(config: EngineConfig, model: Model) -> _Sizes:
+def _max_batch(config: EngineConfig, model: Model) -> int:
+    return min(config.max_batch or (256 if model.device.type == "cuda" else 32), MOST_TREE_ROWS)
+
+
+def _sizes(config: EngineConfig, model: Model, specs: Sequence[CacheSpec]) -> _Sizes:
     on_gpu = model.device.type == "cuda"
+    max_batch = _max_batch(config, model)
     cache_gb = config.cache_gb
     if cache_gb is None:
-        share = _GPU_SHARE_BESIDE_DRAFTER if config.draft_model is not None else _GPU_SHARE
-        cache_gb = share * torch.cuda.mem_get_info(model.device)[0] / 1e9 if on_gpu else _CPU_CACHE_GB
-    page_bytes = KVPool.page_bytes(model.cache_specs, config.page_size, cache_dtype(model.dtype, model.device))
-    positions = min(int(cache_gb * 1e9) // page_bytes * config.page_size, _MOST_POSITIONS)
+        cache_gb = _GPU_SHARE * torch.cuda.mem_get_info(model.device)[0] / 1e9 if on_gpu else _CPU_CACHE_GB
+    stored = cache_dtype(model.dtype, model.device)
+    num_marks = max_batch * _MARKS_PER_SLOT if config.prefix_cache else 0
+    left = cache_gb * 1e9 - (max_batch + 1 + num_marks) * slot_bytes(specs)
+    positions = min(max(int(left), 0) // page_bytes(specs, config.page_size, stored) * config.page_size, _MOST_POSITIONS)
     most = model.config.max_position_embeddings
     wanted = config.max_model_len
     if wanted is not None and wanted > most:
@@ -213,15 +196,16 @@ def _sizes(config: EngineConfig, model: Model) -> _Sizes:
             f"cache_gb {cache_gb:g} holds {positions} tokens of this model, less than max_model_len {wanted}; "
             "raise --cache-gb or lower --max-model-len."
         )
-    if model.device.type == "cuda" and config.page_size % GPU_TILE:
+    if on_gpu and config.page_size % GPU_TILE:
         raise ConfigError(f"page_size is {config.page_size}, but on a GPU it must be a multiple of {GPU_TILE}.")
     if positions < 2 * config.page_size:
         raise ConfigError(f"cache_gb {cache_gb:g} holds only {positions} tokens of this model; raise --cache-gb.")
     return _Sizes(
         num_pages=positions // config.page_size,
         max_model_len=wanted or min(most, positions),
-        max_batch=config.max_batch or (256 if on_gpu else 32),
+        max_batch=max_batch,
         chunk_tokens=config.chunk_tokens or _chunk_tokens(model.device, cache_gb * 1e9),
+        num_marks=num_marks,
     )
 
 
@@ -232,89 +216,122 @@ def _chunk_tokens(device: torch.device, cache_bytes: float) -> int:
     return 8192 if torch.cuda.mem_get_info(device)[0] - cache_bytes >= _ROOM_FOR_ROWS else 2048
 
 
-def _speculator(
-    drafters: Sequence[Drafter], costs: Sequence[RoundCost], rule: AcceptanceRule, config: EngineConfig, max_model_len: int
-) -> Speculator:
-    """Trees are judged by what rounds take with the host, chains of the device loop by what the device takes alone."""
-    names = [drafter.name for drafter in drafters]
-    planner = Planner(names, config.max_tree_nodes, config.adaptive, shape_only=not rule.per_seed)
-    device_costs = CostTable()
-    for cost in costs:
-        planner.observe_cost(cost.rows, cost.context, cost.seconds)
-        device_costs.observe(cost.rows, cost.context, cost.device_seconds)
-    width = WidthPolicy(LoopCosts(device_costs), config.max_tree_nodes, config.adaptive)
-    return Speculator(drafters, planner, width, config, max_model_len)
-
-
-def _device_loop(
+def _drafters(
     config: EngineConfig,
-    sizes: _Sizes,
-    runner: Runner,
-    speculator: Speculator,
-    rule: AcceptanceRule,
+    model: Model,
     progress: Progress,
-) -> DeviceLoop | None:
-    """Rounds without the host, where the kernels run on a GPU and the rule is the walk that they know."""
-    if not (config.device_loop and uses_triton(runner.device) and rule.per_seed and not speculator.hidden_layers):
-        return None
-    loop = DeviceLoop(
-        runner.model,
-        runner.pool,
-        max_sequences=sizes.max_batch,
-        max_model_len=sizes.max_model_len,
-        corpus_tokens=_CORPUS_TOKENS if speculator.copies_responses else 0,
+    oracle: Mapping[tuple[tuple[int, ...], str], Sequence[int]] | None,
+) -> list[Drafter]:
+    positions = config.max_model_len or model.config.max_position_embeddings
+
+    def load_draft_model() -> Model:
+        assert config.draft_model is not None, "EngineConfig asks for one with the drafter draft-model"
+        source = resolve(config.draft_model, progress)
+        with _explained_memory("a smaller draft model"):
+            return load_model(source, dtype=config.dtype, device=config.device, progress=progress, num_positions=positions)
+
+    resources = DrafterResources(
+        num_slots=_max_batch(config, model),
+        max_model_len=positions,
+        max_drafts=max(min(config.max_tree_nodes - 1, _MOST_OFFERED if config.adaptive else MAX_NODES - 1), 1),
+        vocab_size=model.config.vocab_size,
+        device=model.device,
+        samples=not RULES[config.acceptance]().per_seed,
+        load_draft_model=load_draft_model if config.draft_model is not None else None,
+        oracle=oracle,
     )
-    widths = speculator.loop_widths(loop.width_limit(1))
-    if runner.device.type == "cuda":
-        with progress.task("Recording rounds", loop.num_prepared(widths)) as advance:
-            for times in loop.prepare(widths, speculator.looks_up and widths[-1] > 1):
-                for time in times:
-                    speculator.observe_loop_time(time)
-                advance(1)
-    return loop
+    return make_drafters(config, resources)
 
 
-def _warm_up(runner: Runner, most_rows: int, scratch: IntArray, progress: Progress) -> None:
-    """So that no prompt of a lone sequence waits for the compiler, where there is one."""
-    if not (uses_triton(runner.device) and runner.device.type == "cuda"):
-        return
-    lengths = [rows for rows in prompt_buckets() if rows <= most_rows]
-    with progress.task("Recording prompts", len(lengths)) as advance:
-        for _ in warm_up_prompts(runner, lengths, scratch):
-            advance(1)
+def _caches(specs: Sequence[CacheSpec], sizes: _Sizes, config: EngineConfig, model: Model) -> tuple[Caches, Entries]:
+    """Pages for sequences, and behind them as many entries as a round has tree rows, and more for long chains of the
+    self-test."""
+    scratch_pages = -(-MOST_TREE_ROWS // config.page_size)
+    room = CacheRoom(
+        num_pages=sizes.num_pages + scratch_pages,
+        page_size=config.page_size,
+        num_slots=sizes.max_batch,
+        num_marks=sizes.num_marks,
+        dtype=cache_dtype(model.dtype, model.device),
+        device=model.device,
+    )
+    return Caches(specs, room), Entries(config.page_size, room.spare_entry, sizes.num_pages * config.page_size)
+
+
+def _bind(drafters: Sequence[Drafter], caches: Caches, first_layer: int, row_multiple: int) -> None:
+    for drafter in drafters:
+        drafter.bind(caches, first_layer, row_multiple)
+        first_layer += len(drafter.cache_specs)
+
+
+def _round(config: EngineConfig, sizes: _Sizes, forward: Forward, drafters: Sequence[Drafter], entries: Entries) -> Round:
+    model = forward.model
+    spare_page = entries.spare // entries.page_size
+    slots = Slots(sizes.max_batch, sizes.max_model_len, config.page_size, spare_page, model.config.vocab_size, model.device)
+    return Round(
+        forward=forward,
+        slots=slots,
+        drafters=drafters,
+        rule=RULES[config.acceptance](),
+        entries=entries,
+        max_depth=config.max_tree_depth,
+        max_chunk=sizes.chunk_tokens,
+        fixed_shapes=model.device.type == "cuda",
+    )
+
+
+def _planner(config: EngineConfig, sizes: _Sizes, round_: Round, costs: Sequence[RoundCost]) -> Planner:
+    names = round_.drafting.names
+    planner = Planner(
+        names.priors_X,
+        names.sources_X,
+        num_slots=sizes.max_batch,
+        max_nodes=config.max_tree_nodes,
+        max_rows=MOST_TREE_ROWS,
+        adaptive=config.adaptive,
+        row_buckets=np.array(ROW_BUCKETS) if round_.fixed_shapes else None,
+    )
+    for cost in costs:
+        planner.costs.observe(cost.rows, cost.rows, cost.context, cost.seconds)
+    return planner
+
+
+def _scheduler(config: EngineConfig, sizes: _Sizes, caches: Caches) -> Scheduler:
+    return Scheduler(
+        num_pages=sizes.num_pages,
+        page_size=config.page_size,
+        max_batch=sizes.max_batch,
+        chunk_tokens=sizes.chunk_tokens,
+        max_model_len=sizes.max_model_len,
+        max_tree_rows=MOST_TREE_ROWS,
+        prefix_cache=config.prefix_cache,
+        marks=MarkBook(sizes.num_marks) if caches.has_state else None,
+    )
 
 
 def _measure(
-    runner: Runner, max_model_len: int, config: EngineConfig, scratch: IntArray, progress: Progress
+    probe: Probe, sizes: _Sizes, config: EngineConfig, drafters: Sequence[Drafter], progress: Progress
 ) -> tuple[SelfTest, tuple[RoundCost, ...]]:
     """The self-test, then the cost of rounds by rows and context."""
-    rows = [n for n in _COST_ROWS if n <= config.max_tree_nodes]
-    limit = min(max_model_len, runner.pool.num_pages * config.page_size) - config.max_tree_nodes
-    contexts = [n for n in _COST_CONTEXTS if n <= limit]
+    if sizes.num_pages * config.page_size < MOST_POSITIONS:
+        raise ConfigError(f"The cache holds fewer than {MOST_POSITIONS} tokens; raise --cache-gb.")
     with progress.task("Checking that rows keep their bits", 1) as advance:
-        self_test = check_rows(runner, runner.model.config.vocab_size, scratch)
+        self_test = check_rows(probe, probe.forward.model.config.vocab_size)
         advance(1)
     if not self_test.exact:
         _log.warning(
             "On this machine %s: speculation may change tokens whose logits nearly tie. Please report this processor.",
             self_test.failure,
         )
-    if not config.drafters or not config.adaptive:
+    if not drafters or not config.adaptive:
         return self_test, ()
+    rows = [count for count in _COST_ROWS if count <= max(config.max_tree_nodes, _max_batch(config, probe.forward.model))]
+    limit = min(sizes.max_model_len, sizes.num_pages * config.page_size) - max(rows)
+    contexts = [context for context in _COST_CONTEXTS if context <= limit]
     costs = []
     with progress.task("Measuring what a round costs", len(rows) * len(contexts)) as advance:
-        for cost in measure_costs(runner, rows, contexts, scratch):
+        for cost in measure_costs(probe, rows, contexts):
             costs.append(cost)
             advance(1)
+    probe.forget()
     return self_test, tuple(costs)
-
-
-def _load_draft_model(
-    config: EngineConfig, num_pages: int, max_model_len: int, row_multiple: int, progress: Progress
-) -> DraftRunner:
-    assert config.draft_model is not None, "EngineConfig asks for one with the drafter draft-model"
-    source = resolve(config.draft_model, progress)
-    with _explained_memory("a lower --cache-gb or a smaller draft model"):
-        model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
-        longest = min(max_model_len, model.config.max_position_embeddings)
-        return DraftRunner(model, num_pages, config.page_size, longest, row_multiple)

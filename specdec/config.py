@@ -34,7 +34,7 @@ class EngineConfig:
     max_tree_depth: int = 64
     prefix_cache: bool = True
     adaptive: bool = True  # False: drafts are always verified whole, whatever they cost
-    device_loop: bool = True  # on a GPU, run rounds ahead of the host where they need nothing from it
+    depth: int | None = None  # rounds enqueued beyond the one whose outcome was read; None: 1 on a GPU, else 0
     num_threads: int | None = None  # of the CPU path; None: torch's own choice
 
     def __post_init__(self) -> None:
@@ -48,7 +48,8 @@ class EngineConfig:
             "page_size", self.page_size, "a power of two, 16 or more",
         )  # fmt: skip
         _require(self.chunk_tokens is None or self.chunk_tokens >= 1, "chunk_tokens", self.chunk_tokens, "1 or more")
-        _require(self.max_tree_nodes >= 1, "max_tree_nodes", self.max_tree_nodes, "1 or more")
+        _require(1 <= self.max_tree_nodes <= 64, "max_tree_nodes", self.max_tree_nodes, "between 1 and 64")
+        _require(self.depth is None or 0 <= self.depth <= 2, "depth", self.depth, "between 0 and 2")
         _require(self.max_tree_depth >= 1, "max_tree_depth", self.max_tree_depth, "1 or more")
         _require(self.num_threads is None or self.num_threads >= 1, "num_threads", self.num_threads, "1 or more")
         if "draft-model" in self.drafters and self.draft_model is None:

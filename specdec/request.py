@@ -1,5 +1,7 @@
 """What a caller asks for and what comes back: plain data, no torch."""
 
+import hashlib
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -7,7 +9,8 @@ from enum import StrEnum
 from specdec.errors import RequestError
 
 MAX_TOP_LOGPROBS = 20
-_MAX_SEED = 2**63 - 1
+_SEED_BITS = 63
+_MAX_SEED = 2**_SEED_BITS - 1
 
 
 class FinishReason(StrEnum):
@@ -149,6 +152,16 @@ class RequestOutput:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     stats: SpeculationStats | None = None
+
+
+def resolve_seed(seed: int | None, choice: int = 0) -> int:
+    """The seed of one of a request's n choices, 63 bits; fresh where the user gave none. Choice 0 keeps the user's."""
+    if seed is None:
+        return secrets.randbits(_SEED_BITS)
+    if choice == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}:{choice}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> (64 - _SEED_BITS)
 
 
 def _require(ok: bool, param: str, value: object, allowed: str) -> None:

@@ -18,8 +18,13 @@ All of it in float64, rounded to float32 once, at the end. Every step is element
 Shape suffixes: N rows, C draws of a row, K blocks of a row, W the tokens of a block.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from specdec.kernels.gumbel import Keys
 
 BLOCK = 64  # tokens that share a first clock
 
@@ -32,16 +37,15 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def gumbel_argmax_reference(
-    logits_NV: Tensor, seeds_K: Tensor, positions_N: Tensor, temperatures_K: Tensor, noisy_K: Tensor
+    logits_NV: Tensor, keys: "Keys", owners_N: Tensor, positions_N: Tensor, *, domain: int = 0
 ) -> tuple[Tensor, Tensor]:
     """As `specdec.kernels.gumbel.gumbel_argmax`, with the noise of the whole vocabulary in memory."""
-    per_key = len(logits_NV) // max(1, len(seeds_K))
-    seeds_N, temperatures_N, noisy_N = (of.repeat_interleave(per_key) for of in (seeds_K, temperatures_K, noisy_K))
     num_blocks = -(-logits_NV.shape[1] // BLOCK)
     blocks_NK = torch.arange(num_blocks, device=logits_NV.device).expand(len(logits_NV), -1)
-    noise_NV = gumbel_of_blocks(seeds_N, positions_N, blocks_NK).flatten(1)[:, : logits_NV.shape[1]]
-    scores_NV = logits_NV / temperatures_N[:, None]
-    scores_NV = torch.where(noisy_N[:, None], scores_NV + noise_NV, scores_NV)
+    noise_NKW = gumbel_of_blocks(keys.seeds_S[owners_N], positions_N + 1, blocks_NK, domain)
+    scores_NV = logits_NV / keys.temperatures_S[owners_N, None]
+    noisy_NV = scores_NV + noise_NKW.flatten(1)[:, : logits_NV.shape[1]]
+    scores_NV = torch.where(keys.noisy_S[owners_N, None], noisy_NV, scores_NV)
     return scores_NV.masked_fill(scores_NV.isnan(), -torch.inf).argmax(dim=-1), logits_NV.amax(dim=-1)
 
 

@@ -21,7 +21,7 @@ def _heads_kernel(
     p_cos,
     p_sin,
     p_positions,
-    p_slots,
+    p_entries,
     p_q,
     p_k,
     p_v,
@@ -36,7 +36,7 @@ def _heads_kernel(
     PAIRS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """PAIRS of (row, head) per program, heads in the order q, k, v: norm, rotate, and store to q or to the row's slot."""
+    """PAIRS of (row, head) per program, heads in the order q, k, v: norm, rotate, and store to q or to the row's entry."""
     ALL: tl.constexpr = HEADS + 2 * KV_HEADS
     pair = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
     row = (pair // ALL).to(tl.int64)
@@ -49,7 +49,7 @@ def _heads_kernel(
     if PDL:
         gdc_launch_dependents()
     position = tl.load(p_positions + row, m_row, other=0)[:, None]
-    slot = tl.load(p_slots + row, m_row, other=0)
+    entry = tl.load(p_entries + row, m_row, other=0)
     cos = tl.load(p_cos + position * HALF + i, m_i, other=0.0)
     sin = tl.load(p_sin + position * HALF + i, m_i, other=0.0)
     if HAS_NORM:
@@ -75,7 +75,7 @@ def _heads_kernel(
     tl.store(p_q + at_q, low_turned, m_i & is_query)
     tl.store(p_q + at_q + HALF, high_turned, m_i & is_query)
     kv_head = (head - HEADS) % KV_HEADS
-    at_cache = ((slot // PAGE * KV_HEADS + kv_head) * PAGE + slot % PAGE)[:, None] * (2 * HALF) + i
+    at_cache = ((entry // PAGE * KV_HEADS + kv_head) * PAGE + entry % PAGE)[:, None] * (2 * HALF) + i
     m_k = m_i & (head >= HEADS)[:, None] & (head < HEADS + KV_HEADS)[:, None]
     tl.store(p_k + at_cache, low_turned, m_k)
     tl.store(p_k + at_cache + HALF, high_turned, m_k)
@@ -91,14 +91,14 @@ def heads_triton(
     sin_PD: Tensor,
     *,
     positions_R: Tensor,
-    slots_R: Tensor,
+    entries_R: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
     eps: float = 1e-6,
 ) -> Tensor:
-    """Per-head RMS norm (where given) and rotary embedding of q and k, K and V written to the rows' slots.
+    """Per-head RMS norm (where given) and rotary embedding of q and k, K and V written to the rows' entries.
 
-    qkv: [R, (H + 2 * kv heads) * head_dim] contiguous; cos, sin: float32 [positions, head_dim / 2]; positions and slots are
+    qkv: [R, (H + 2 * kv heads) * head_dim] contiguous; cos, sin: float32 [positions, head_dim / 2]; positions and entries are
     read as early as `tree_attention_triton` reads its tables. Returns q [R, H, head_dim].
     """
     kv_heads, page, head_dim = k_pages.shape[1:]
@@ -113,7 +113,7 @@ def heads_triton(
         cos_PD,
         sin_PD,
         positions_R,
-        slots_R,
+        entries_R,
         q,
         k_pages,
         v_pages,

@@ -2,7 +2,7 @@
 
 Keys are visited in tiles of one page, each key in the lane of its absolute position; tiles at fixed positions form a split,
 whose tiles run through one online softmax, and splits merge in ascending order. Where a key is read from (its page, a scratch
-slot), which rows share a program and whether splits merge in registers or through memory are free choices: a masked lane
+entry), which rows share a program and whether splits merge in registers or through memory are free choices: a masked lane
 adds nothing, row sums are matrix products with ones (one order of addition in every tile shape), and multiplications and
 additions are never contracted.
 
@@ -11,6 +11,7 @@ longest sequence, D depths, H query heads.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -29,6 +30,9 @@ from specdec.kernels.tree_attention.splits import (
     split_of,
     split_start,
 )
+
+if TYPE_CHECKING:
+    from specdec.kernels.tree_attention import AttentionTables
 
 _FILLED = 256  # programs that fill the device
 _FEW_SPLITS = 16  # that one program may walk over, however few there are beside it
@@ -162,7 +166,7 @@ def _attend_kernel(
             own_end = tl.max(tl.where(own, row, -1), 0) + 1
             m_own = (key <= high)[:, None] & m_d[None, :]
             for r in range(own_first, own_end):
-                at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
+                at_r = _own_entries(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
                 b_k_r = tl.load(p_k + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
                 s = tl.where((row == r)[:, None], scores(b_q, b_k_r, SCALE, SOFTCAP), s)
             s = tl.where(_visible(mine, key, position, WINDOW), s, float("-inf"))
@@ -172,7 +176,7 @@ def _attend_kernel(
             scaled = acc * factor[:, None]
             acc = tl.dot(weights, b_v, scaled)
             for r in range(own_first, own_end):
-                at_r = _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
+                at_r = _own_entries(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
                 b_v_r = tl.load(p_v + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
                 acc = tl.where((row == r)[:, None], tl.dot(weights, b_v_r, scaled), acc)
             if FUSED and split_of(start + TILE) != split_of(start):
@@ -217,12 +221,12 @@ def _visible(mine, key, position, WINDOW: tl.constexpr):
 
 
 @triton.jit
-def _own_slots(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS: tl.constexpr, PAGE: tl.constexpr):
-    """Where row r's key of each lane lies: in its page below the base, at its ancestor's slot above."""
+def _own_entries(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS: tl.constexpr, PAGE: tl.constexpr):
+    """Where row r's key of each lane lies: in its page below the base, at its ancestor's entry above."""
     in_tree = key >= base
     depth = tl.minimum(key - base, D - 1)
-    slot = tl.load(p_ancestors + r * D + depth, in_tree & (key <= high), other=0)
-    return tl.where(in_tree, (slot // PAGE * KV_HEADS + kv_head) * PAGE + slot % PAGE, at_page)
+    entry = tl.load(p_ancestors + r * D + depth, in_tree & (key <= high), other=0)
+    return tl.where(in_tree, (entry // PAGE * KV_HEADS + kv_head) * PAGE + entry % PAGE, at_page)
 
 
 @triton.jit
@@ -272,31 +276,46 @@ def tree_attention_triton(
     q_RHD: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
+    tables: "AttentionTables",
     *,
-    page_table_SP: Tensor,
-    sequences_R: Tensor,
-    positions_R: Tensor,
-    bases_S: Tensor,
-    starts_S: Tensor,
-    ancestor_slots_RD: Tensor,
-    max_positions: int,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
     plan: Plan | None = None,
-    num_sequences: int | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
-    """Attention of every row over its own history: cached keys below its sequence's base, its ancestors from there on.
+    """As `specdec.kernels.tree_attention.tree_attention`: prompt rows and trees in launches of their own, each with its plan.
 
-    q: [R, H, head_dim] contiguous, bf16 or fp16; k_pages, v_pages: [pages, kv heads, 64, head_dim] contiguous, q's dtype, the
-    rows' own K and V written already; the tables int64, as in `RoundRows`, rows of one sequence neighbours. max_positions
-    bounds positions_R + 1 and sizes the launch, so that a captured graph serves all lengths up to it. The tables, and the keys
-    below starts_S, where this round's own begin, may be read before the kernels just before this one have ended: at least one
-    kernel that does not let its successor start early (any of PyTorch's) must lie between their writing and this call, in
-    stream order. num_sequences: that the rows belong to, where the tables hold more. out: where the result goes.
-    Returns [R, H, head_dim] in q's dtype.
+    The tables' max_positions bounds positions_R + 1 and sizes the launch, so that a captured graph serves all lengths up to it.
+    The tables, and the keys below starts_M, where this round's own begin, may be read before the kernels just before this one
+    have
+    ended: at least one kernel that does not let its successor start early (any of PyTorch's) must lie between their writing and
+    this call, in stream order.
     """
+    out = torch.empty_like(q_RHD)
+    num_rows, chunk = len(tables.positions_R), tables.num_chunk
+    for rows, sequences in ((slice(0, chunk), tables.chunk_sequences), (slice(chunk, num_rows), tables.tree_sequences)):
+        if rows.start < rows.stop:
+            _attend(q_RHD, k_pages, v_pages, tables, rows, sequences, scale, window, softcap, plan, out)
+    return out
+
+
+def _attend(
+    q_RHD: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    tables: "AttentionTables",
+    rows: slice,
+    num_sequences: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    plan: Plan | None,
+    out_RHD: Tensor,
+) -> None:
+    """One launch, for some neighbouring rows."""
+    q_RHD, out = q_RHD[rows], out_RHD[rows]
+    positions_R, sequences_R = tables.positions_R[rows], tables.sequences_R[rows]
+    page_table_MP, ancestor_entries_TD = tables.page_table_MP, tables.ancestor_entries_TD
     num_rows, heads, head_dim = q_RHD.shape
     kv_heads, page = k_pages.shape[1], k_pages.shape[2]
     assert page % TILE == 0, "a tile lies in one page"
@@ -304,10 +323,8 @@ def tree_attention_triton(
     group = heads // kv_heads
     block_group, block_dim = triton.next_power_of_2(group), triton.next_power_of_2(head_dim)
     pdl = overlaps(q_RHD.device)
-    splits = num_splits(max_positions)
-    plan = plan or choose_plan(num_rows, num_sequences or len(bases_S), kv_heads, block_group, block_dim, splits)
-    if out is None:
-        out = torch.empty_like(q_RHD)
+    splits = num_splits(tables.max_positions)
+    plan = plan or choose_plan(num_rows, num_sequences, kv_heads, block_group, block_dim, splits)
     if plan.fused:
         acc, tops, totals = out, None, None
     else:
@@ -328,13 +345,13 @@ def tree_attention_triton(
         "num_warps": plan.warps,
         "enable_fp_fusion": False,
     }
-    lookups = (page_table_SP, ancestor_slots_RD)
-    sizes = (num_rows, page_table_SP.shape[1], ancestor_slots_RD.shape[1])
-    arguments = (q_RHD, k_pages, v_pages, acc, tops, totals, positions_R, sequences_R, bases_S)
+    lookups = (page_table_MP, ancestor_entries_TD)
+    sizes = (num_rows, page_table_MP.shape[1], ancestor_entries_TD.shape[1])
+    arguments = (q_RHD, k_pages, v_pages, acc, tops, totals, positions_R, sequences_R, tables.bases_M)
     if plan.rows == 1:
         attend_row_kernel[(num_rows, kv_heads, 1 if plan.fused else splits)](
             *arguments,
-            starts_S,
+            tables.starts_M,
             *lookups,
             *sizes,
             BLOCK_M=max(16, block_group),
@@ -378,7 +395,6 @@ def tree_attention_triton(
         )
         if pdl and num_rows == 1:
             leave_room(kernel)
-    return out
 
 
 def choose_plan(num_rows: int, num_sequences: int, kv_heads: int, block_group: int, block_dim: int, splits: int) -> Plan:

@@ -67,16 +67,16 @@ def attend_row_kernel(
     d = tl.arange(0, BLOCK_DIM)[None, :]
     m_d = d < HEAD_DIM
     p_row_pages = p_pages + sequence * P
-    p_row_slots = p_ancestors + row * D - base
+    p_row_entries = p_ancestors + row * D - base
     p_k += kv_head * (PAGE * HEAD_DIM) + d
     p_v += kv_head * (PAGE * HEAD_DIM) + d
     lane = tl.arange(0, TILE)[:, None]
-    at = _tile_keys(p_row_pages, p_row_slots, low, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+    at = _tile_keys(p_row_pages, p_row_entries, low, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
     m_old = (low + lane < old_end) & m_d
     b_k = tl.load(p_k + at, m_old, other=0.0)
     b_v = tl.load(p_v + at, m_old, other=0.0)
     if PAIRS:
-        at_2 = _tile_keys(p_row_pages, p_row_slots, low + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+        at_2 = _tile_keys(p_row_pages, p_row_entries, low + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
         m_old = (low + TILE + lane < old_end) & m_d
         b_k_2 = tl.load(p_k + at_2, m_old, other=0.0)
         b_v_2 = tl.load(p_v + at_2, m_old, other=0.0)
@@ -120,16 +120,16 @@ def attend_row_kernel(
             totals = tl.dot(weights_2, ones, totals * factor_2[:, None])
             acc = tl.dot(weights_2, b_v_2, acc * factor_2[:, None])
             if start + STEP < end:
-                at = _tile_keys(p_row_pages, p_row_slots, start + STEP, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+                at = _tile_keys(p_row_pages, p_row_entries, start + STEP, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
                 m_next = (start + STEP + lane < end) & m_d
                 b_k = tl.load(p_k + at, m_next, other=0.0)
                 b_v = tl.load(p_v + at, m_next, other=0.0)
-                at = _tile_keys(p_row_pages, p_row_slots, start + STEP + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+                at = _tile_keys(p_row_pages, p_row_entries, start + STEP + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
                 m_next = (start + STEP + TILE + lane < end) & m_d
                 b_k_2 = tl.load(p_k + at, m_next, other=0.0)
                 b_v_2 = tl.load(p_v + at, m_next, other=0.0)
         else:
-            at = _tile_keys(p_row_pages, p_row_slots, start + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
+            at = _tile_keys(p_row_pages, p_row_entries, start + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
             m_next = (start + TILE + lane < end) & m_d
             b_k_next = tl.load(p_k + at, m_next, other=0.0)
             b_v_next = tl.load(p_v + at, m_next, other=0.0)
@@ -170,7 +170,7 @@ def _seen(s, key, end, last, WINDOW: tl.constexpr):
 @triton.jit
 def _tile_keys(
     p_row_pages,
-    p_row_slots,
+    p_row_entries,
     start,
     base,
     end,
@@ -181,11 +181,11 @@ def _tile_keys(
 ):
     """[TILE, 1]: where a row's keys at positions from `start` on, below `end`, lie in the pages of the first kv head.
 
-    Below the base in the sequence's page, from there on at the ancestor's slot (`p_row_slots`, by position).
+    Below the base in the sequence's page, from there on at the ancestor's entry (`p_row_entries`, by position).
     """
     key = start + tl.arange(0, TILE)[:, None]
     page = tl.load(p_row_pages + start // PAGE, start < end, other=0)
     in_tree = (key >= base) & (key < end)
-    slot = tl.load(p_row_slots + key, in_tree, other=0)
-    slot = tl.where(in_tree, slot, page * PAGE + key % PAGE)
-    return (slot // PAGE * (KV_HEADS * PAGE) + slot % PAGE) * HEAD_DIM
+    entry = tl.load(p_row_entries + key, in_tree, other=0)
+    entry = tl.where(in_tree, entry, page * PAGE + key % PAGE)
+    return (entry // PAGE * (KV_HEADS * PAGE) + entry % PAGE) * HEAD_DIM

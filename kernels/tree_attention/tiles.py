@@ -30,7 +30,7 @@ class LeafGroup:
     """Rows off the spine that lie on the path to one leaf, and the tail tiles of that path."""
 
     rows: Tensor  # int64 [n], among the sequence's rows
-    slots: Tensor  # int64 [tail tiles * page size], 0 where no key lies
+    entries: Tensor  # int64 [tail tiles * page size], 0 where no key lies
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def plan_tiles(
     *,
     row_start: int,
     positions: IntArray,
-    ancestor_slots: IntArray,
-    num_chain: int,
+    ancestor_entries: IntArray,
+    num_chain: int | None,
     base: int,
     pages: IntArray,
     page_size: int,
@@ -115,13 +115,15 @@ def plan_tiles(
     Args:
         row_start: its first row in the round.
         positions: [rows], absolute.
-        ancestor_slots: [rows, D], slot of the ancestor at each depth; read for rows from `num_chain` on.
-        num_chain: leading rows whose whole path lies at the slots of its positions.
+        ancestor_entries: [rows, D], entry of the ancestor at each depth; read for rows from `num_chain` on.
+        num_chain: leading rows whose whole path lies at the entries of its positions; None: as the ancestors say.
         base: position of the tree's root.
         pages: page ids, at least up to the deepest position.
         page_size: tokens per page.
         device: of the tensors made.
     """
+    if num_chain is None:
+        num_chain = _chain_length(positions, ancestor_entries, base, pages, page_size)
     num_tiles = int(positions.max()) // page_size + 1
     num_full = int(positions.min()) // page_size
     pages = pages[:num_tiles]
@@ -134,13 +136,21 @@ def plan_tiles(
         pages=torch.from_numpy(pages).to(device),
         first_page=int(pages[0]) if consecutive else None,
         positions=torch.from_numpy(np.ascontiguousarray(positions)).to(device),
-        leaves=_leaf_groups(positions, ancestor_slots, num_chain, base, pages, num_full, page_size, device),
+        leaves=_leaf_groups(positions, ancestor_entries, num_chain, base, pages, num_full, page_size, device),
     )
+
+
+def _chain_length(positions: IntArray, ancestor_entries: IntArray, base: int, pages: IntArray, page_size: int) -> int:
+    """Leading rows whose ancestors all lie where their positions do."""
+    places = base + np.arange(ancestor_entries.shape[1])
+    own = pages[np.minimum(places // page_size, len(pages) - 1)] * page_size + places % page_size
+    on_spine = ((ancestor_entries == own) | (places > positions[:, None])).all(1)
+    return int(on_spine.cumprod().sum())
 
 
 def _leaf_groups(
     positions: IntArray,
-    ancestor_slots: IntArray,
+    ancestor_entries: IntArray,
     num_chain: int,
     base: int,
     pages: IntArray,
@@ -156,15 +166,15 @@ def _leaf_groups(
     while unclaimed.any():
         candidates = np.nonzero(unclaimed)[0]
         leaf = candidates[depths[candidates].argmax()]
-        path = ancestor_slots[leaf, : depths[leaf] + 1]
-        own = ancestor_slots[candidates, depths[candidates]]  # a row's own slot tells whether it lies on the path
+        path = ancestor_entries[leaf, : depths[leaf] + 1]
+        own = ancestor_entries[candidates, depths[candidates]]  # a row's own entry tells whether it lies on the path
         rows = candidates[path[np.minimum(depths[candidates], depths[leaf])] == own]
         unclaimed[rows] = False
         before = np.arange(start, base)
-        slots = np.zeros((len(pages) - num_full) * page_size, np.int64)
-        slots[: base - start] = pages[before // page_size] * page_size + before % page_size
-        slots[base - start : base - start + len(path)] = path
-        groups.append(LeafGroup(torch.from_numpy(rows).to(device), torch.from_numpy(slots).to(device)))
+        entries = np.zeros((len(pages) - num_full) * page_size, np.int64)
+        entries[: base - start] = pages[before // page_size] * page_size + before % page_size
+        entries[base - start : base - start + len(path)] = path
+        groups.append(LeafGroup(torch.from_numpy(rows).to(device), torch.from_numpy(entries).to(device)))
     return tuple(groups)
 
 
@@ -262,7 +272,7 @@ def _cached(pages: Tensor, plan: TilePlan) -> Tensor:
 
 def _tail(pages: Tensor, leaf: LeafGroup, page_size: int) -> Tensor:
     """The leaf's tail tiles: [tiles, K, page, D]."""
-    gathered = pages[leaf.slots // page_size, :, leaf.slots % page_size]  # [tiles * page, K, D]
+    gathered = pages[leaf.entries // page_size, :, leaf.entries % page_size]  # [tiles * page, K, D]
     return gathered.view(-1, page_size, *gathered.shape[1:]).transpose(1, 2)
 
 

@@ -23,7 +23,7 @@ from specdec.bench.lossless_settings import (
     settings_for,
     under_pressure,
 )
-from specdec.cache.attention import KVPool, cache_dtype
+from specdec.cache.kinds import cache_dtype, page_bytes
 from specdec.config import EngineConfig
 from specdec.llm import LLM, Completion
 from specdec.progress import Progress
@@ -112,7 +112,7 @@ def run(settings: LosslessSettings, progress: Progress) -> dict[str, Any]:
             "model": settings.config.model,
             "dtype": llm.assembled.dtype,
             "device": llm.assembled.device,
-            "baseline": "speculation off, one request at a time, whole prompts, no prefix cache, the host in every round",
+            "baseline": "speculation off, one request at a time, whole prompts, no prefix cache, nothing ahead of the host",
             "requests": len(requests),
             "max_tokens": settings.max_tokens,
             "temperatures": sorted({request.sampling.temperature for request in requests}),
@@ -152,7 +152,7 @@ class _Baselines:
             prefix_cache=False,
             max_batch=1,
             chunk_tokens=WHOLE_PROMPT,
-            device_loop=False,
+            depth=0,
         )
         self._loaded = loaded
         self._progress = progress
@@ -213,4 +213,4 @@ def _generate(llm: LLM, groups: Sequence[Sequence[Request]], progress: Progress,
 def _tight_gb(config: EngineConfig, loaded: assemble.LoadedModel, num_pages: int) -> float:
     """The size of a cache of so many pages."""
     stored = cache_dtype(loaded.model.dtype, loaded.model.device)
-    return num_pages * KVPool.page_bytes(loaded.model.cache_specs, config.page_size, stored) * 1.0001 / 1e9
+    return num_pages * page_bytes(loaded.model.cache_specs, config.page_size, stored) * 1.0001 / 1e9

@@ -39,7 +39,7 @@ def settings_for(
         batch_sizes: how many requests share the rounds with adversarial trees.
         on_gpu: where rounds may run ahead of the host.
     """
-    config, small, tight = (replace(each, device_loop=False) for each in (config, small, tight))
+    config, small, tight = (replace(each, depth=0) for each in (config, small, tight))
     several = (*config.drafters, "adversarial")
     chunked, whole = (
         replace(_adversarial(config), chunk_tokens=_SHORT_CHUNK),
@@ -66,7 +66,7 @@ def settings_for(
 
 
 def _ahead_of_the_host(config: EngineConfig) -> list[Setting]:
-    ahead = replace(config, device_loop=True, max_batch=_FULL, prefix_cache=False)
+    ahead = replace(config, depth=1, max_batch=_FULL, prefix_cache=False)
     wide = replace(ahead, adaptive=False, max_tree_nodes=_LOOP_NODES)
     engines = (("plain", replace(ahead, drafters=())), ("planned drafts", ahead), (f"{_LOOP_NODES - 1} drafts", wide))
     return [

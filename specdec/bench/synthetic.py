@@ -17,7 +17,7 @@ from specdec import assemble
 from specdec.bench.environment import conditions
 from specdec.bench.shapes import load_shape
 from specdec.bench.statistics import over_repeats
-from specdec.cache.attention import KVPool, cache_dtype
+from specdec.cache.kinds import cache_dtype, page_bytes
 from specdec.config import EngineConfig
 from specdec.llm import LLM, Completion
 from specdec.models.base import Model
@@ -103,8 +103,8 @@ def _cache_gb(settings: ShapeSettings, model: Model) -> float:
     page_size = settings.config.page_size
     of_batch = max(settings.streams) * -(-(_BATCH_PROMPT + _BATCH_TOKENS + _ROUND_ROOM) // page_size)
     of_single = -(-(settings.context + settings.tokens + _ROUND_ROOM) // page_size)
-    page_bytes = KVPool.page_bytes(model.cache_specs, page_size, cache_dtype(model.dtype, model.device))
-    return float((max(of_batch, of_single) + 1) * page_bytes) / 1e9
+    each = page_bytes(model.cache_specs, page_size, cache_dtype(model.dtype, model.device))
+    return float((max(of_batch, of_single) + 4) * each) / 1e9
 
 
 def rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -71,7 +71,7 @@ def serve(
     dtype: options.Dtype = options.DEFAULTS.dtype,
     device: options.Device = options.DEFAULTS.device,
     threads: options.Threads = None,
-    no_device_loop: options.NoDeviceLoop = False,
+    depth: options.Depth = None,
     max_model_len: options.MaxModelLen = None,
     max_batch: options.MaxBatch = options.DEFAULTS.max_batch,
     cache_gb: options.CacheGb = options.DEFAULTS.cache_gb,
@@ -103,7 +103,7 @@ def serve(
         max_tree_depth=max_tree_depth,
         prefix_cache=not no_prefix_cache,
         adaptive=not no_adaptive,
-        device_loop=not no_device_loop,
+        depth=depth,
         num_threads=threads,
     )
     if log_level not in _LOG_LEVELS:

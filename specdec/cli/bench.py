@@ -34,7 +34,7 @@ def speed(
     dtype: options.Dtype = options.DEFAULTS.dtype,
     device: options.Device = options.DEFAULTS.device,
     threads: options.Threads = None,
-    no_device_loop: options.NoDeviceLoop = False,
+    depth: options.Depth = None,
     max_model_len: options.MaxModelLen = None,
     shape: options.Shape = None,
     streams: Annotated[str, typer.Option(help="With --shape: numbers of concurrent requests, with commas.")] = "1,8,32,64",
@@ -55,7 +55,7 @@ def speed(
     compared = against == "transformers"
     config = _config(
         model, drafter, draft_model, dtype, device, threads, max_model_len,
-        cache_gb=cache_gb, chunk_tokens=chunk_tokens, device_loop=not no_device_loop,
+        cache_gb=cache_gb, chunk_tokens=chunk_tokens, depth=depth,
     )  # fmt: skip
     if shape is not None:
         _speed_of_shape(shape, config, _numbers(streams, "streams"), repeats, max_tokens)

@@ -31,9 +31,9 @@ NoAdaptive = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.", rich_help_panel=_MACHINE)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=_MACHINE)]
-NoDeviceLoop = Annotated[
-    bool,
-    typer.Option("--no-device-loop", help="On a GPU, have the host take part in every round.", rich_help_panel=_MACHINE),
+Depth = Annotated[
+    int | None,
+    typer.Option(help="Rounds enqueued ahead of the one whose outcome is known; 1 on a GPU, else 0.", rich_help_panel=_MACHINE),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; torch's own choice if not given.", rich_help_panel=_MACHINE)]
 MaxModelLen = Annotated[int | None, typer.Option(help="Most tokens of prompt and answer.", rich_help_panel=_SIZE)]

@@ -1,63 +1,104 @@
-"""What a round costs: seconds by number of rows and by context, measured at start-up and refined by every round."""
+"""What a round costs: seconds by rows and by context, measured at start-up and refined by every round.
+
+Rows may repeat others: recorded rounds have rows without a draft, which a mixture of experts computes almost for nothing and a
+dense model in full. So a round of `rows` rows, `distinct` of which differ, is held to cost what lies between rounds of so many
+and of so few rows that all differ; where between is learned by row bucket.
+"""
 
 import numpy as np
 
 from specdec.arrays import FloatArray, IntArray
 
 ROW_BUCKETS = np.array(
-    [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
+    [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192]
 )
 _STEPPED_ROWS = 64
 _FIRST_CONTEXT = 256  # contexts are told apart by powers of two from here
 _NUM_CONTEXTS = 16
+# the next four: fitted on rounds of SmolLM2 and of a 30B mixture of experts on an H200, whose medians drift by a percent a
+# minute
 _SMOOTHING = 0.1  # weight of a new measurement
 _DRIFT = 0.01  # an estimate that moves less leaves the curves as they are
 _OUTLIER = 2.0  # a measurement moves an estimate as if it were at most this factor away
+_TELLING = 0.05  # of a row's cost: smaller differences between two rounds tell nothing about repeats
 
 
 class CostTable:
-    """Seconds of a round by row bucket and context bucket.
-
-    Up to `_STEPPED_ROWS` a number of rows costs what the next larger bucket costs, as it does where rows are padded to
-    buckets; between larger ones the cost is linear.
-    """
+    """Seconds of a round."""
 
     def __init__(self) -> None:
         self._seconds = np.full((_NUM_CONTEXTS, len(ROW_BUCKETS)), np.nan)
         self._drawn = self._seconds.copy()  # what `_curves` were drawn from
         self._curves: dict[int, FloatArray] = {}
-        self._known: dict[tuple[int, int], float] = {}  # see `seconds_of`
+        self._repeats = np.ones(len(ROW_BUCKETS))  # share of its own cost that a repeated row costs, by row bucket
+        self._drafting: float | None = None  # seconds that drafting adds, whatever is verified
 
-    def observe(self, rows: int, context: int, seconds: float) -> None:
-        """A round of `rows` rows, its longest context `context` tokens, took `seconds`."""
+    @property
+    def drafting(self) -> float:
+        """Seconds that drafting adds to a round."""
+        return self._drafting or 0.0
+
+    def observe(self, rows: int, distinct: int, context: int, seconds: float, drafting: bool = False) -> None:
+        """A round took `seconds`.
+
+        Args:
+            rows: that were computed.
+            distinct: of which so many do not repeat another.
+            context: tokens of the longest sequence.
+            drafting: whether drafters ran.
+        """
+        seconds -= self.drafting * drafting
+        if distinct == rows:
+            self._observe_rows(rows, context, seconds)
+        elif self._known:
+            self._observe_repeats(rows, distinct, context, seconds)
+
+    def observe_drafting(self, seconds: float) -> None:
+        """Drafting added so much to a round."""
+        seconds = max(seconds, 0.0)
+        self._drafting = seconds if self._drafting is None else self._drafting + _SMOOTHING * (seconds - self._drafting)
+
+    def shift(self, seconds: float, context: int) -> None:
+        """A round of one row takes `seconds`: what was measured so far lacks as much of every round."""
+        one = np.ones(1, np.int64)
+        self._seconds += seconds - float(self.seconds(one, one, context)[0])
+        self._drawn[:] = self._seconds
+        self._curves.clear()
+
+    def seconds(self, rows: IntArray, distinct: FloatArray | IntArray, context: int) -> FloatArray:
+        """The expected seconds of rounds without drafting; never less for more rows. All 1 before the first measurement."""
+        curve = self._curve(context_bucket(context))
+        whole, least = _along(curve, rows), _along(curve, np.minimum(distinct, rows))
+        weight = self._repeats[np.minimum(np.searchsorted(ROW_BUCKETS, rows), len(ROW_BUCKETS) - 1)]
+        mixed: FloatArray = least + weight * (whole - least)
+        return mixed
+
+    @property
+    def _known(self) -> bool:
+        return not bool(np.isnan(self._seconds).all())
+
+    def _observe_rows(self, rows: int, context: int, seconds: float) -> None:
         bucket = context_bucket(context)
         column = min(int(np.searchsorted(ROW_BUCKETS, rows)), len(ROW_BUCKETS) - 1)
         old = self._seconds[bucket, column]
-        if not np.isnan(self._seconds).all():
+        if self._known:
             curve = self._curve(bucket)
-            seconds *= curve[column] / self.seconds(np.array([rows]), context)[0]
+            seconds *= curve[column] / float(_along(curve, np.array([rows]))[0])
             expected = curve[column] if np.isnan(old) else old
             seconds = float(np.clip(seconds, expected / _OUTLIER, expected * _OUTLIER))
         self._seconds[bucket, column] = seconds if np.isnan(old) else old + _SMOOTHING * (seconds - old)
         if not abs(self._seconds[bucket, column] / self._drawn[bucket, column] - 1) < _DRIFT:  # also where it is NaN
             self._drawn[:] = self._seconds
             self._curves.clear()
-            self._known.clear()
 
-    def seconds_of(self, rows: int, context: int) -> float:
-        """`seconds` of a single number of rows, for who asks every round."""
-        key = (rows, context_bucket(context))
-        if key not in self._known:
-            self._known[key] = float(self.seconds(np.array([rows]), context)[0])
-        return self._known[key]
-
-    def seconds(self, rows: IntArray, context: int) -> FloatArray:
-        """The expected seconds of rounds with so many rows; never less for more rows. All 1 before the first measurement."""
-        stepped = ROW_BUCKETS[np.searchsorted(ROW_BUCKETS, np.minimum(rows, _STEPPED_ROWS))]
-        seconds: FloatArray = np.interp(
-            np.where(rows <= _STEPPED_ROWS, stepped, rows), ROW_BUCKETS, self._curve(context_bucket(context))
-        )
-        return seconds
+    def _observe_repeats(self, rows: int, distinct: int, context: int, seconds: float) -> None:
+        curve = self._curve(context_bucket(context))
+        least, whole = _along(curve, np.array([distinct, rows])).tolist()
+        if whole - least < _TELLING * curve[0]:
+            return
+        column = min(int(np.searchsorted(ROW_BUCKETS, rows)), len(ROW_BUCKETS) - 1)
+        share = float(np.clip((seconds - least) / (whole - least), 0.0, 1.0))
+        self._repeats[column] += _SMOOTHING * (share - self._repeats[column])
 
     def _curve(self, bucket: int) -> FloatArray:
         """float64 [row buckets] of one context bucket."""
@@ -79,6 +120,15 @@ class CostTable:
             ratio = self._drawn[bucket, own] / curve[own]
             curve = curve * np.exp(np.interp(ROW_BUCKETS, ROW_BUCKETS[own], np.log(ratio)))
         return curve
+
+
+def _along(curve: FloatArray, rows: FloatArray | IntArray) -> FloatArray:
+    """Seconds of so many rows. Up to `_STEPPED_ROWS` whole rows cost what the next larger bucket costs, as where rows are
+    padded to buckets; between larger ones, and between whole rows, the cost is linear."""
+    places = np.minimum(np.searchsorted(ROW_BUCKETS, rows), len(ROW_BUCKETS) - 1)
+    whole = (rows <= _STEPPED_ROWS) & (rows == np.floor(rows))
+    found: FloatArray = np.interp(np.where(whole, ROW_BUCKETS[places], rows), ROW_BUCKETS, curve)
+    return found
 
 
 def _interpolate(seconds: FloatArray) -> FloatArray:

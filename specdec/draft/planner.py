@@ -1,181 +1,222 @@
-"""How much of the drafts to verify: the most expected tokens per second, and never a losing streak.
+"""The planner: how much is drafted and verified, so that expected tokens per second are the most.
 
-Two rules decide. *Value*: of all proposed nodes the likeliest are kept, as many as make expected tokens / cost largest; none
-is a legal answer. *Credit*: each request may lose a bounded number of plain tokens' time to drafts that fail. It starts
-with a little, earns a small share of every round and whatever its drafts win, and pays for rows and drafting. So a wrong
-estimate costs little, and a request that found nothing to copy still looks again now and then.
+Every round is planned before its drafts are known. So the planner foretells what the drafters will offer each sequence, weighs
+that against what rounds of so many rows cost, and gives each sequence a number of nodes. The device fills them with the
+likeliest candidates, by chances that are learned here, and drops those that are not worth a row. Where nothing pays, nothing is
+drafted, and now and then it is tried again.
+
+Legend of shape suffixes: M members of a round, N nodes of a tree, D depths, O candidates, X kinds of candidates.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from specdec.arrays import BoolArray, FloatArray, IntArray
-from specdec.draft.calibration import Calibration, RequestRecord
-from specdec.draft.cost import CostTable, context_bucket
-from specdec.draft.tree import DraftTree
+from specdec.draft.calibration import Calibration
+from specdec.draft.cost import CostTable
+from specdec.draft.forecast import Forecast
+from specdec.draft.habits import Habits
+from specdec.kernels.tree_select import OFFERED
 
-_FIRST_CREDIT = 2.5  # tokens: the time of as many plain steps
-_EARNED_CREDIT = 0.01  # tokens per round: what speculation may cost where it never works
-_MAX_CREDIT = 16.0
-_PROBE_ROUNDS = 64  # without a verified draft, then a few are tried against the estimate
-_PROBE_NODES = 3
-_SMOOTHING = 0.1
+# A draft that is left out is not lost: the next round offers it again, with more evidence. So drafts count for less than what
+# they give. The best value lies between 0.6 and 0.85 for three tables of costs (same simulation as in `forecast.py`), and more
+# makes more requests lose.
+_VALUE = 0.7
+_MARGIN = 1.01  # by so much a dearer round must promise to be better: medians of rounds differ by as much from minute to minute
+# Where drafting does not pay, and costs more than this share of a round, it stops; then it is tried for a few rounds after so
+# many, which costs less than a tenth of what drafting costs.
+_CHEAP = 0.01
+_PAUSE, _TRIAL = 48, 4
+_LEAST, _MOST = 0.02, 0.95  # of the survival that is worth a row
+_NEWS = 0.02  # chances that moved less are not told again
 
 
-@dataclass(slots=True)
-class _Request:
-    record: RequestRecord
-    credit: float = _FIRST_CREDIT
-    owed: float = 0.0  # tokens: what this round's rows and drafting cost beyond a plain step
-    asked: bool = False  # drafters were asked this round
-    idle_rounds: int = 0
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """nodes: int64 [M], of each tree, the root counted. odds: float64 [M]. least, drafting: see `RoundPlan`."""
+
+    nodes: IntArray
+    odds: FloatArray
+    least: float
+    drafting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What became of the drafts of a round's members; fields as in `specdec.round.outcome.Outcome`, [M], [M, N] or [M, O]."""
+
+    slots: IntArray
+    accepted: IntArray
+    drafted: IntArray
+    offers: IntArray
+    offered: BoolArray
+    paths: IntArray
+    kinds: IntArray
+    parents: IntArray
+    survivals: FloatArray
 
 
 class Planner:
-    """Cuts the proposed trees to what pays. Deterministic in what it is told.
+    """Deterministic in what it is told.
 
     Args:
-        drafters: their names, in the order that `DraftTree.sources` counts.
+        priors: float64 [X], see `CandidateKinds`.
+        sources: int64 [X], the drafter's name that each kind counts for.
+        num_slots: sequences at once.
         max_nodes: of one tree, the root counted.
-        adaptive: False keeps everything.
-        shape_only: see `Calibration`.
+        max_rows: tree rows of a round.
+        adaptive: False drafts as much as there is room for.
+        row_buckets: the numbers of tree rows that rounds have, whatever was drafted; None where they have as many as drafts.
     """
 
-    def __init__(self, drafters: Sequence[str], max_nodes: int, adaptive: bool = True, shape_only: bool = False) -> None:
-        self._num_drafters = len(drafters)
-        self._max_nodes = max_nodes
-        self._adaptive = adaptive
+    def __init__(
+        self,
+        priors: FloatArray,
+        sources: IntArray,
+        *,
+        num_slots: int,
+        max_nodes: int,
+        max_rows: int,
+        adaptive: bool = True,
+        row_buckets: IntArray | None = None,
+    ) -> None:
+        self.sources = sources
         self.costs = CostTable()
-        self._known_prices: dict[tuple[int, ...], tuple[FloatArray, float]] = {}  # of this round, by what they depend on
-        self._calibration = Calibration(len(drafters), shape_only)
-        self._requests: dict[str, _Request] = {}
-        self._draft_seconds = np.zeros(len(drafters))  # of one sequence, running mean
-        self._drafting = 0.0  # seconds of this round
-        self._net = 0.0  # tokens won per asked request and round, all costs paid, running mean
+        self.max_nodes = max_nodes
+        self._calibration = Calibration(priors)
+        self._forecast = Forecast(num_slots)
+        self._habits = Habits(num_slots)
+        self._max_rows = max_rows
+        self._adaptive = adaptive
+        self._buckets = row_buckets
+        self._paused = 0  # rounds since drafters ran
+        self._trial = 0  # rounds that they are tried for
+        self._told: FloatArray | None = None
 
-    def start(self, request_id: str) -> None:
-        """A request is admitted."""
-        self._requests[request_id] = _Request(RequestRecord(self._num_drafters))
+    def enter(self, slot: int, temperature: float) -> None:
+        """A new sequence takes a slot."""
+        self._forecast.enter(slot)
+        self._habits.enter(slot, temperature)
 
-    def release(self, request_id: str) -> None:
-        """A request is over."""
-        self._requests.pop(request_id, None)
+    def new_chances(self) -> FloatArray | None:
+        """float64 [X], how likely each kind is right; None where that has hardly changed since it was asked last."""
+        chances = self._calibration.chances
+        if self._told is not None and np.abs(chances - self._told).max(initial=0.0) < _NEWS:
+            return None
+        self._told = chances.copy()
+        return self._told
 
-    def budget(self, request_id: str, num_sequences: int, context: int) -> int:
-        """Nodes worth asking the drafters for, the root counted; 1: do not ask.
-
-        Args:
-            request_id: whose.
-            num_sequences: that decode this round.
-            context: tokens of the longest one.
-        """
-        if not self._adaptive:
-            return self._max_nodes
-        request = self._requests[request_id]
-        extra, plain = self._prices(self._max_nodes - 1, num_sequences, 0, context)
-        purse = request.credit * plain / num_sequences
-        if self._net < 0:  # drafting as such has not paid lately: it must be affordable too
-            purse -= float(self._draft_seconds.sum())
-        nodes = int(np.searchsorted(extra, purse, side="right")) if purse > 0 else 1
-        request.asked = nodes > 1
-        return nodes
-
-    def plan(self, requests: Sequence[str], trees: Sequence[DraftTree], fixed_rows: int, context: int) -> list[BoolArray]:
-        """Which nodes to verify, per tree: bool [n], closed under parents, the root always kept.
+    def plan(self, slots: IntArray, most: IntArray, chunk_rows: int, context: int) -> Budgets:
+        """How many nodes each member gets.
 
         Args:
-            requests: whose trees.
-            trees: what was proposed; a single root where nothing was.
-            fixed_rows: prompt rows that the round computes anyway.
-            context: tokens of the longest sequence.
+            slots: int64 [M].
+            most: int64 [M], nodes that each may have; 0 without a tree, 1 where nothing may be drafted.
+            chunk_rows: prompt rows that the round computes anyway.
+            context: tokens of the longest member.
         """
+        nodes, most = np.minimum(most, 1), np.minimum(most, self.max_nodes)
+        room = self._max_rows - int(nodes.sum())
+        may = np.flatnonzero(most > 1)
+        if not len(self.sources) or not len(may) or room <= 0:
+            return Budgets(nodes, np.ones(len(slots)), 0.0, False)
         if not self._adaptive:
-            return [np.ones(len(tree), np.bool_) for tree in trees]
-        states = [self._requests[request] for request in requests]
-        extra, plain = self._prices(sum(map(len, trees)) - len(trees), len(trees), fixed_rows, context)
-        token = plain / len(trees)
-        orders, chances = [], []
-        for state, tree in zip(states, trees, strict=True):
-            survival = self._calibration.survival(tree, state.record) if len(tree) > 1 else np.ones(1)
-            affordable = max(int(np.searchsorted(extra, state.credit * token, side="right")) - 1, 0)
-            orders.append(np.argsort(-survival[1:], kind="stable")[:affordable] + 1)
-            chances.append(survival[orders[-1]])
-        numbers = _best(chances, extra, plain + self._drafting)
-        keeps = []
-        for state, tree, order, number in zip(states, trees, orders, numbers, strict=True):
-            if number == 0 and state.idle_rounds >= _PROBE_ROUNDS:
-                number = min(len(order), _PROBE_NODES)
-            keep = np.zeros(len(tree), np.bool_)
-            keep[0] = True
-            keep[order[:number]] = True
-            keeps.append(keep)
-        self._bill(states, [int(keep.sum()) - 1 for keep in keeps], extra, token)
-        return keeps
+            return Budgets(nodes + _share(most - nodes, room), np.ones(len(slots)), 0.0, True)
+        return self._weigh(slots, most, nodes, may, chunk_rows, context)
 
-    def _prices(self, num_nodes: int, num_sequences: int, fixed_rows: int, context: int) -> tuple[FloatArray, float]:
-        """(float64 [num_nodes + 1]: seconds that so many nodes add to the round, seconds of a plain round)."""
-        key = (num_nodes, num_sequences, fixed_rows, context_bucket(context))
-        if key not in self._known_prices:
-            rows = np.arange(num_nodes + 2)
-            rows += fixed_rows + num_sequences - 1
-            rows[0] = num_sequences
-            seconds = self.costs.seconds(rows, context)
-            self._known_prices[key] = seconds[1:] - seconds[1], float(seconds[0])
-        return self._known_prices[key]
+    def _weigh(self, slots: IntArray, most: IntArray, nodes: IntArray, may: IntArray, chunk_rows: int, context: int) -> Budgets:
+        """The number of drafts, of all members together, that promises the most tokens per second."""
+        trees, own = int(nodes.sum()), slots[may]
+        room = self._max_rows - trees
+        width = int(min(most[may].max() - 1, OFFERED))
+        gains_MW, there_MW = self._forecast.expect(own, width)
+        gains_MW[~self._forecast.known(own)] = 0.0
+        gains_MW[np.arange(width) >= (most[may] - 1)[:, None]] = 0.0
+        gains = gains_MW.ravel()
+        order = np.argsort(-gains, kind="stable")[: min(int(np.count_nonzero(gains)), room)]
+        tokens = trees + _VALUE * np.concatenate(([0.0], np.cumsum(gains[order])))
+        distinct = chunk_rows + trees + np.concatenate(([0.0], np.cumsum(there_MW.ravel()[order])))
+        counts = self._counts(trees, len(order), chunk_rows)
+        rows = chunk_rows + trees + counts
+        plain = float(self.costs.seconds(rows[:1], rows[:1], context)[0])
+        filled = np.minimum(counts, len(order))
+        seconds = np.maximum(self.costs.seconds(rows, distinct[filled], context), plain)
+        rates = tokens[filled] / (seconds + self.costs.drafting)
+        best = int(np.argmax(rates))
+        pays = bool(rates[best] > _MARGIN * trees / plain) and bool(counts[best])
+        if not self._drafts(pays, self.costs.drafting / plain):
+            return Budgets(nodes, np.ones(len(slots)), 0.0, False)
+        chosen = best if pays else 0
+        least = self._least(float(rates[chosen]), int(rows[chosen]), float(distinct[filled[chosen]]), context)
+        nodes = nodes.copy()
+        if self._buckets is None:  # what is not found takes no row
+            nodes[may] += _share(most[may] - 1, room) * self._forecast.known(own)
+        else:
+            nodes[may] += np.bincount(order[: filled[chosen]] // width, minlength=len(may))
+        odds = np.ones(len(slots))
+        odds[may] = self._habits.odds(own)
+        return Budgets(nodes, odds, least, True)
 
-    def _bill(self, states: Sequence[_Request], kept: Sequence[int], extra: FloatArray, token: float) -> None:
-        """Share the cost of the round's drafts among those who caused it."""
-        total, asked = sum(kept), sum(state.asked for state in states)
-        for state, number in zip(states, kept, strict=True):
-            state.owed = extra[total] * number / total / token if total else 0.0
-            if state.asked:
-                state.owed += self._drafting / asked / token
-        self._drafting = 0.0
+    def _counts(self, trees: int, most: int, chunk_rows: int) -> IntArray:
+        """Numbers of drafts to weigh, none first. Beside prompts few, since each makes a shape of its own."""
+        if self._buckets is None:
+            return np.arange(most + 1)
+        buckets = self._buckets[np.searchsorted(self._buckets, trees) :]
+        if chunk_rows:
+            buckets = buckets[:: max(len(buckets) // 3, 1)]
+        counts = buckets - trees
+        last = int(np.searchsorted(counts, most))
+        found: IntArray = np.concatenate(([0], counts[counts > 0][: last + 1]))
+        return found
 
-    def observe(self, request_id: str, tree: DraftTree, accepted: IntArray) -> None:
-        """A round is over for a request.
+    def _drafts(self, pays: bool, share: float) -> bool:
+        """Whether drafters run: where they pay, where they cost next to nothing, and now and then."""
+        if pays or share < _CHEAP:
+            self._paused = self._trial = 0
+            return True
+        if self._trial:
+            self._trial -= 1
+            return True
+        self._paused += 1
+        if self._paused > _PAUSE:
+            self._paused, self._trial = 0, _TRIAL - 1
+            return True
+        return False
 
-        Args:
-            request_id: whose.
-            tree: as verified.
-            accepted: int64, nodes of the kept path; the root may be among them.
-        """
-        if not self._adaptive:
+    def _least(self, rate: float, rows: int, distinct: float, context: int) -> float:
+        """The survival that is worth a row: what drafts more cost, in tokens at this round's rate."""
+        step = 2.0
+        more = np.array([distinct, distinct + step])
+        whole = np.ceil(more).astype(np.int64) if self._buckets is None else np.full(2, max(rows, int(np.ceil(more[1]))))
+        before, after = self.costs.seconds(whole, more, context).tolist()
+        return float(np.clip(rate * (after - before) / step / _VALUE, _LEAST, _MOST))
+
+    def observe(self, seen: Seen) -> None:
+        """What became of a round's drafts, and what was offered."""
+        if not self._adaptive or not len(seen.slots):
             return
-        request = self._requests[request_id]
-        won = float(np.count_nonzero(accepted)) - request.owed
-        request.credit = min(request.credit + won + _EARNED_CREDIT, _MAX_CREDIT)
-        request.idle_rounds = 0 if len(tree) > 1 else request.idle_rounds + 1
-        if request.asked:
-            self._net += _SMOOTHING * (won - self._net)
-        request.owed, request.asked = 0.0, False
-        if len(tree) > 1:
-            self._calibration.observe(tree, accepted, request.record)
-
-    def observe_cost(self, rows: int, context: int, seconds: float) -> None:
-        """A round of so many rows, at start-up or in service, took `seconds`."""
-        self.costs.observe(rows, context, seconds)
-        self._known_prices.clear()
-
-    def observe_draft(self, drafter: int, seconds: float, num_sequences: int) -> None:
-        """A drafter was asked about so many sequences and took `seconds`."""
-        self._drafting += seconds
-        self._draft_seconds[drafter] += _SMOOTHING * (seconds / num_sequences - self._draft_seconds[drafter])
+        members, size = seen.kinds.shape
+        on_path_MD = np.arange(size) <= seen.accepted[:, None]
+        kept_MN = np.zeros((members, size), np.bool_)
+        kept_MN[np.repeat(np.arange(members), on_path_MD.sum(1)), seen.paths[on_path_MD]] = True
+        known_MN = (seen.kinds >= 0) & np.take_along_axis(kept_MN, np.maximum(seen.parents, 0), 1)
+        only_offered_M = (seen.drafted == 0) & (seen.offers >= 0)
+        kinds = np.concatenate((seen.kinds[known_MN], seen.offers[only_offered_M]))
+        right = np.concatenate((kept_MN[known_MN], seen.offered[only_offered_M]))
+        slots = np.concatenate((np.repeat(seen.slots, known_MN.sum(1)), seen.slots[only_offered_M]))
+        if len(kinds):
+            self._habits.observe(slots, self._calibration.chances[kinds], right)
+            self._calibration.observe(kinds, right)
+        self._forecast.observe(seen.slots, seen.survivals)
 
 
-def _best(chances: Sequence[FloatArray], extra: FloatArray, plain: float) -> list[int]:
-    """How many nodes of each tree (likeliest first) make expected tokens / seconds largest, fewest where it does not matter.
-
-    Args:
-        chances: per tree, float64, descending: probability that a node is accepted.
-        extra: float64, seconds that so many nodes add.
-        plain: seconds of the round without.
-    """
-    together = np.concatenate(chances)
-    order = np.argsort(-together, kind="stable")
-    tokens = len(chances) + np.concatenate(([0.0], np.cumsum(together[order])))
-    best = int(np.argmax(tokens / (plain + extra[: len(tokens)])))
-    owners = np.repeat(np.arange(len(chances)), [len(c) for c in chances])[order[:best]]
-    return [int(number) for number in np.bincount(owners, minlength=len(chances))]
+def _share(wanted: IntArray, room: int) -> IntArray:
+    """As much of what is wanted as there is room for, shared out evenly."""
+    given = np.zeros_like(wanted)
+    while room > 0 and (open_ := np.flatnonzero(given < wanted)).size:
+        each = max(room // open_.size, 1)
+        more = np.minimum(wanted[open_] - given[open_], each)[:room]
+        given[open_[: len(more)]] += more
+        room -= int(more.sum())
+    return given

@@ -1,78 +1,161 @@
-"""The Drafter protocol: what every drafter offers the engine, and what the engine tells it.
+"""The Drafter protocol: what every drafter offers a round, and what a round tells it.
 
-Life of a request as a drafter sees it: `start`, then each round `propose` and `observe`, then `release`.
-A drafter never changes the output, only the speed: it may be wrong, late or silent at will.
+A drafter works on tensors and inside the round: it sees all members at once, reads no value back, and its shapes depend on
+nothing that it finds. So a round with any drafter can be recorded and run ahead of the host. It never changes the output, only
+the speed: it may be wrong or silent at will.
+
+Legend of shape suffixes: M members of a round, S slots, C candidates, X kinds, T tree rows, R rows, E hidden size, D depths, L
+laws (C + 1), V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
-from specdec.draft.tree import DraftTree
+from specdec.arrays import FloatArray, IntArray
+from specdec.cache.kinds import Caches
+from specdec.cache.rows import Rows
+from specdec.kernels.gumbel import Keys
+from specdec.kernels.tree_rows import Texts, TreeRows
+from specdec.kernels.tree_select import Candidates
+from specdec.kernels.tree_walk import Accepted
+from specdec.models.base import CacheSpec
 from specdec.request import SamplingParams
 
+__all__ = ["CandidateKinds", "Candidates", "DraftView", "Drafter", "Drafts", "ObserveView", "Starter"]
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DraftContext:
-    """One sequence that wants a draft this round."""
 
-    request_id: str
-    tokens: Sequence[int]  # prompt and output so far; the last one is the root. Read only, may grow after the call
+@dataclass(frozen=True, slots=True)
+class CandidateKinds:
+    """What a drafter tells apart among its candidates: depth, rank, confidence, whatever foretells whether they are right.
+
+    priors_X: float64, the chance that a candidate of each kind is right, given that all above it are, before any was seen.
+    sources_X: int64, which of the drafter's names each kind counts for.
+    """
+
+    priors_X: FloatArray
+    sources_X: IntArray
+
+    @staticmethod
+    def alike(prior: float) -> "CandidateKinds":
+        """One kind."""
+        return CandidateKinds(np.full(1, prior), np.zeros(1, np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """What a drafter proposes. laws_MLV: float32, only of a drafter that samples, see `specdec.round.accept.base.Verification`.
+    repeats: whether two candidates may have the same path."""
+
+    candidates: Candidates
+    laws_MLV: Tensor | None = None
+    repeats: bool = False
+
+
+class Ranking(Protocol):
+    """Which tokens the target would be the likeliest to draw at some positions, if its logits were a drafter's."""
+
+    def __call__(self, logits_MV: Tensor, positions_M: Tensor, num: int) -> tuple[Tensor, Tensor]:
+        """The members' `num` best of log q + g, with the very noise that the target will draw with; greedy members rank by log
+        q alone, and filters apply.
+
+        Args:
+            logits_MV: float32, contiguous, one row for each member.
+            positions_M: int64, of the rows; the tokens that are ranked lie right behind.
+            num: tokens of each.
+
+        Returns:
+            int64 [M, num] tokens, best first, and float32 [M, num] their log q, temperature applied, before filters; -inf where
+            the filters leave no token.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftView:
+    """The members of a round before it is laid out.
+
+    slots_M: int64. texts: of all slots; the last token of a member's is its root. has_tree_M: bool; whatever others are offered
+    is not looked at. keys: temperature, seed and noise of all slots. rank: see `Ranking`. num_nodes: of the largest tree,
+    the root counted; drafts beyond it are lost. num_pages, page_size, spare_entry: of the caches.
+    """
+
+    slots_M: Tensor
+    texts: Texts
+    has_tree_M: Tensor
+    keys: Keys
+    rank: Ranking
+    num_nodes: int
+    num_pages: int
+    page_size: int
+    spare_entry: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObserveView:
+    """The rows of a round after they were computed.
+
+    rows: all of them, their entries as written. trees: those of trees. hidden: the hidden states that were asked for by name,
+    [R, E] each. accepted: what is kept of each tree. has_tree_M: bool. moves are still to come: a drafter's own caches
+    are written where the rows' entries say and follow the target's.
+    """
+
+    view: DraftView
+    rows: Rows
+    trees: TreeRows
+    hidden: Mapping[str, Tensor]
+    accepted: Accepted | None
+
+
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """What a drafter hears of a sequence that takes a slot."""
+
+    tokens: Sequence[int]
     num_prompt_tokens: int
-    sampling: SamplingParams  # temperature, seed and filters, for drafters that rank by shared noise
-    max_nodes: int  # of the tree, the root counted, 2 or more
-    max_depth: int  # of the tree, 1 or more: tokens that may still be emitted after the root
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Proposal:
-    """What a drafter proposes for one sequence.
-
-    tree: rooted at the context's last token; `len(tree) <= max_nodes`, depth at most `max_depth`.
-    q: None when the children are the drafter's fixed choice. A drafter that *sampled* the children of a node
-        gives float32 [len(tree), vocab]: q[u] is the distribution that the children of u were drawn from without
-        replacement, in sibling order, with noise of its own. Only the rejection rule reads it.
-    """
-
-    tree: DraftTree
-    q: Tensor | None = None
-
-
-@dataclass(kw_only=True, slots=True)  # not frozen, which takes long: there is one for every sequence in every round
-class Observation:
-    """What a round gave one sequence, told to every drafter after the commit.
-
-    emitted: the new tokens, oldest first: accepted drafts, then the target's own.
-    hidden: [len(emitted), hidden size * captured layers] of the target, in its dtype; row i is the row that emitted
-        token i. None unless the drafter's `hidden_layers` asks for some.
-    """
-
-    request_id: str
-    emitted: Sequence[int]
-    hidden: Tensor | None = None
+    sampling: SamplingParams
+    prediction_ids: Sequence[int]
+    group: str = ""
 
 
 class Drafter(Protocol):
-    """Proposes trees. One instance serves all requests of an engine and is only called from its thread."""
+    """Proposes candidates. One instance serves all slots of an engine.
 
-    name: str
-    hidden_layers: tuple[int, ...]  # decoder layers whose output (layer i's) it wants to observe; () for none
-    samples: bool  # whether, under a rejection rule, it gives `Proposal.q`
+    names: what it counts its drafts as, one or several. kinds: see `CandidateKinds`. reads: the target's hidden states that it
+    observes, by name (`embedding`, `layers.<i>`, `norm`), each given to it separately. cache_specs: layers of its own, which
+    live in the target's pages at the same positions; so prefix-cache hits, preemption and page accounting hold for them.
+    """
 
-    def start(self, request_id: str, prompt_ids: Sequence[int], prediction_ids: Sequence[int]) -> None:
-        """A request is admitted. Cheap: long work is spread over `propose`."""
+    names: tuple[str, ...]
+    kinds: CandidateKinds
+    reads: tuple[str, ...]
+    cache_specs: tuple[CacheSpec, ...]
+
+    @property
+    def shape(self) -> int:
+        """What it keeps that a recording depends on; another number when that has changed."""
         ...
 
-    def propose(self, contexts: Sequence[DraftContext]) -> list[Proposal | None]:
-        """One proposal per context, None where it has nothing to say."""
+    def bind(self, caches: Caches, first_layer: int, row_multiple: int) -> None:
+        """Its own layers are there, from that place on among all caches. row_multiple: see `specdec.round.forward.Forward`."""
         ...
 
-    def observe(self, observations: Sequence[Observation]) -> None:
-        """What the round emitted. Prompt rows are observed with `emitted` empty and `hidden` given, when asked for."""
+    def enter(self, slot: int, starter: Starter) -> None:
+        """A sequence takes a slot. From the host, in the order of the device's stream."""
         ...
 
-    def release(self, request_id: str, finished: bool) -> None:
-        """The request is over (`finished`: ended by itself, its output may be learned from) or aborted."""
+    def leave(self, slot: int, output: Sequence[int]) -> None:
+        """Its sequence is over; `output` is what may be learned from it, empty where nothing may."""
+        ...
+
+    def draft(self, view: DraftView) -> Drafts:
+        """Candidates for every member, inside the round."""
+        ...
+
+    def observe(self, view: ObserveView) -> None:
+        """What the round computed and kept, prompt rows included, inside the round. Called in every round, whether drafters
+        were asked or not."""
         ...

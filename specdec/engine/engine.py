@@ -1,34 +1,35 @@
-"""The engine: rounds over the sequences that run. One round proposes, verifies, accepts, commits and streams."""
+"""The engine: it plans rounds, settles what they told, and streams. The device works on the next round meanwhile."""
 
 import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
-from specdec.arrays import IntArray
-from specdec.device_loop import ROUNDS_AHEAD, DeviceLoop
-from specdec.draft.protocol import Observation
+import numpy as np
+
+from specdec.arrays import BoolArray
+from specdec.draft.planner import Planner, Seen
 from specdec.engine.admission import Admission
-from specdec.engine.layout import lay_out
 from specdec.engine.metrics import EngineMetrics
-from specdec.engine.output import ahead_logprobs, emit, output, read_logprobs
+from specdec.engine.output import emit, output, read_logprobs
 from specdec.engine.scheduler import Scheduler
-from specdec.engine.sequence import Sequence, Sink, Turn
+from specdec.engine.sequence import NO_SLOT, Sequence, Sink, Turn
+from specdec.engine.statistics import count_round
 from specdec.errors import RequestError
-from specdec.loop_edits import fits
-from specdec.loop_members import LoopRound
 from specdec.request import FinishReason, Request, RequestOutput
-from specdec.round.accept.base import AcceptanceRule
-from specdec.round.batch import RoundRows, build_rows
-from specdec.round.commit import Outcome, commit_kv, read_outcomes
-from specdec.round.runner import Runner, RunnerOutput
-from specdec.round.sample.sampling import SamplingBatch, SamplingEntry, finite_rows
-from specdec.speculation import Draft, Speculator
+from specdec.round.outcome import Outcome
+from specdec.round.plan import RoundPlan
+from specdec.round.round import Round
+from specdec.round.sample.draw import Nucleus
+from specdec.round.slots import Occupant
 from specdec.text.tokenizer import TextStream, Tokenizer
 
 _log = logging.getLogger(__name__)
+
+_NOT_FINITE = "The model gave logits that are not finite (NaN or infinite) for this request."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,48 +48,39 @@ class Engine:
     """Serves requests over one target. `submit` and `abort` may be called from any thread, `step` from one.
 
     Args:
-        runner: the target and its K/V pool.
-        scheduler: the queues and the pages.
-        speculator: the drafters and the planner.
-        rule: the acceptance rule.
+        round_: the device's side.
+        scheduler: the queues, the slots and the pages.
+        planner: how much is drafted and verified.
         tokenizer: for text and stop strings.
         admission: limits that requests are checked against.
-        scratch: KV slots for tree nodes off their spine.
         metrics: counters.
-        loop: runs rounds without the host where that is possible; None where each round needs it.
+        depth: rounds enqueued beyond the one whose outcome was read.
     """
 
     def __init__(
         self,
         *,
-        runner: Runner,
+        round_: Round,
         scheduler: Scheduler,
-        speculator: Speculator,
-        rule: AcceptanceRule,
+        planner: Planner,
         tokenizer: Tokenizer,
         admission: Admission,
-        scratch: IntArray,
         metrics: EngineMetrics,
-        loop: DeviceLoop | None = None,
+        depth: int,
     ) -> None:
         self.metrics = metrics
         self.max_model_len = admission.max_model_len
-        self._runner = runner
+        self._round = round_
         self._scheduler = scheduler
-        self._speculator = speculator
-        self._rule = rule
+        self._planner = planner
+        self._names = round_.drafting.names.names
         self._tokenizer = tokenizer
         self._admission = admission
-        self._scratch = scratch
-        self._loop = loop
-        self._in_loop: list[Sequence] = []
-        self._kept_out: set[str] = set()  # request ids whose rounds the device could not finish alone
-        self._sampled: tuple[list[Sequence], SamplingBatch] = (
-            [],
-            SamplingBatch.build([], runner.model.config.vocab_size, runner.device),
-        )
+        self._depth = depth
+        self._underway: deque[list[tuple[Turn, int]]] = deque()  # turns with their sequences' epochs
         self._sequences: dict[str, Sequence] = {}  # touched by the stepping thread only
         self._num_rounds = 0
+        self._context = 1  # tokens of the longest sequence of the last round
         self._reported: tuple[int, int, float, int] | None = None
         self._wakeup = threading.Condition()
         self._submitted: deque[Sequence] = deque()
@@ -134,7 +126,8 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` would find something to do."""
-        return bool(self._submitted or self._aborted or self._scheduler.running or self._scheduler.waiting)
+        queued = self._submitted or self._aborted or self._scheduler.running or self._scheduler.waiting
+        return bool(queued or self._underway)
 
     def status(self) -> EngineStatus:
         """Counts as of now; safe to read from any thread."""
@@ -153,219 +146,206 @@ class Engine:
         self._scheduler.check()
 
     def step(self) -> bool:
-        """Run one round; False when there was nothing to do. A round that fails takes its own requests with it, no more."""
+        """Enqueue a round and settle the one before, or as many as may not stay underway; False when there was nothing to do.
+
+        A round that fails takes its own requests with it, and those whose rounds are underway.
+        """
         self._take_commands()
-        turns = self._scheduler.schedule()
-        self._report()
-        if not turns:
-            self._leave_loop()
-            return False
+        turns: list[Turn] = []
         try:
-            if not self._round_ahead(turns):
-                self._round(turns)
+            scheduled = self._scheduler.schedule(underway=bool(self._underway))
+            self._report()
+            turns = scheduled or []
+            if not turns and not self._underway:
+                return False
+            if turns:
+                self._enqueue(turns)
+            most = self._depth if turns else 0 if scheduled is not None else len(self._underway) - 1
+            while len(self._underway) > most:
+                self._settle(self._underway.popleft(), self._round.collect())
         except Exception as error:
             _log.exception("A round failed.")
-            for sequence in {*(turn.sequence for turn in turns), *self._in_loop}:
-                self._fail(sequence, f"The round failed: {error}")
-            self._leave_loop()
-        self._num_rounds += 1
+            self._fail_round(turns, f"The round failed: {error}")
+        self._num_rounds += bool(turns)
         return True
 
-    def _round(self, turns: SequenceOf[Turn]) -> None:
-        """Propose, verify, accept, commit, stream."""
-        for turn in turns:
-            self._start(turn.sequence)
-        ready = [turn.sequence for turn in turns if turn.has_tree]
-        prompt_rows = sum(turn.num_chunk for turn in turns)
-        # rounds that read a prompt come in so many shapes that drafts would cost more graphs than they save rounds
-        waiting = {s.request_id for s in ready if prompt_rows and self._may_loop(s)}
-        drafts = self._speculator.propose(ready, prompt_rows, waiting)
-        specs, drafts = lay_out(turns, drafts, self._scheduler, self._scratch)
-        rows = build_rows(specs, self._scheduler.page_size, self._runner.device)
-        sampling = self._sampling(ready)
-        started = time.perf_counter()
-        result = self._runner.forward(rows)
-        outcomes, broken = self._accept(drafts, rows, result, sampling)
-        commit_kv(self._runner.pool, [spec for spec in specs if spec.tree is not None], outcomes)
-        self._speculator.observe_cost(rows, time.perf_counter() - started)
-        self._commit_prompts(turns, rows, result)
-        self._settle(ready, drafts, outcomes, broken, rows, result)
-
-    def _round_ahead(self, turns: SequenceOf[Turn]) -> bool:
-        """One round of the device loop: enqueued before the outcome of the one before is read.
-
-        False where these turns need a round of the host's. Where a loop has to end first, this ends it.
-        """
-        ready = [turn.sequence for turn in turns]
-        plain = all(turn.has_tree and not turn.num_chunk for turn in turns)
-        if self._in_loop and (not plain or ready != self._in_loop):
-            self._land()
-            return True
-        if not self._in_loop and not (plain and self._enter_loop(ready)):
-            return False
-        assert self._loop is not None, "there is one to be in"
-        underway = self._loop.num_underway
-        if not all(self._ends_within(sequence, underway) for sequence in ready):
-            plan = self._speculator.loop_plan(ready, self._loop.width_limit(len(ready)))
-            if not self._make_room_ahead(ready, plan.width):
-                plan = plan._replace(width=1)
-                if not self._make_room_ahead(ready, plan.width):
-                    self._land()
-                    return underway > 0
-            self._loop.enqueue(plan)
-            if underway < ROUNDS_AHEAD:
-                return True
-        self._settle_ahead(self._loop.collect())
-        return True
-
-    def _enter_loop(self, ready: list[Sequence]) -> bool:
-        loop = self._loop
-        if loop is None or len(ready) > loop.max_sequences:
-            return False
-        if not all(map(self._may_loop, ready)):
-            return False
-        for sequence in ready:
-            self._start(sequence)
-        loop.start([self._speculator.member(sequence) for sequence in ready], max(len(s.pages) for s in ready))
-        self._in_loop = ready
-        return True
-
-    def _may_loop(self, sequence: Sequence) -> bool:
-        """Whether the device alone can decode a sequence."""
-        if self._loop is None or sequence.request_id in self._kept_out:
-            return False
-        return fits(sequence.sampling, sequence.stop_ids) and self._speculator.can_loop(sequence)
-
-    def _ends_within(self, sequence: Sequence, rounds: int) -> bool:
-        """Whether its last token is underway for certain."""
-        return sequence.num_output_tokens + rounds >= sequence.sampling.max_tokens
-
-    def _make_room_ahead(self, ready: SequenceOf[Sequence], width: int) -> bool:
-        """Pages for all that the rounds underway and one more may write."""
-        assert self._loop is not None, "there is one to be in"
-        ahead = self._loop.rows_underway + width
-        for sequence in ready:
-            positions = len(sequence.tokens) - 1 + ahead
-            if positions > self.max_model_len or not self._scheduler.grow(sequence, positions):
-                return False
-        return self._loop.set_pages([sequence.pages for sequence in ready])
-
-    def _land(self) -> None:
-        """Take in what is underway and end the loop."""
-        assert self._loop is not None, "there is one to be in"
-        while self._loop.num_underway:
-            self._settle_ahead(self._loop.collect())
-        self._leave_loop()
-
-    def _leave_loop(self) -> None:
-        if self._loop is not None:
-            self._loop.discard()
-        self._in_loop = []
-
-    def _settle_ahead(self, outcome: LoopRound) -> None:
-        """Each sequence that is still there takes its tokens; those that end leave."""
-        self._speculator.observe_loop(self._in_loop, outcome)
-        accepted = outcome.accepted
-        for index, sequence in enumerate(self._in_loop):
-            # one that ended, or gave its pages back, has no use for what came after
-            if sequence.request_id not in self._sequences or sequence.num_missing or not sequence.pages:
-                continue
-            if not outcome.sound[index]:
-                self._kept_out.add(sequence.request_id)
-                continue
-            num_cached = len(sequence.tokens) + accepted[index]
-            emission = emit(sequence, outcome.emitted[index])
-            self._scheduler.commit(sequence, min(num_cached, len(sequence.tokens) - 1))
-            drafted, origin = outcome.drafted[index], outcome.origins[index]
-            self._speculator.observe_looked_up(sequence, drafted, accepted[index], origin, emission.token_ids)
-            self.metrics.on_tokens(sequence, len(emission.token_ids), drafted, accepted[index])
-            logprobs = ahead_logprobs(sequence, emission, outcome.scores, index)
-            self._deliver(sequence, output(sequence, emission, logprobs))
-        if not all(outcome.sound):
-            self._leave_loop()
-
-    def _sampling(self, ready: list[Sequence]) -> SamplingBatch:
-        """Made before the forward pass, which on a GPU the host runs ahead of; kept while the same sequences decode."""
-        if ready != self._sampled[0]:
-            entries = [
-                SamplingEntry(
-                    sampling=sequence.sampling,
-                    seed=sequence.sampling.seed,
-                    tokens=sequence.tokens,
-                    num_prompt_tokens=sequence.num_prompt_tokens,
-                    stop_ids=sequence.stop_ids,
-                )
-                for sequence in ready
-            ]
-            vocab_size = self._runner.model.config.vocab_size
-            self._sampled = ready, SamplingBatch.build(entries, vocab_size, self._runner.device)
-        return self._sampled[1]
-
-    def _accept(
-        self, drafts: SequenceOf[Draft], rows: RoundRows, result: RunnerOutput, sampling: SamplingBatch
-    ) -> tuple[list[Outcome], set[int]]:
-        if rows.tree is None or result.logits_TV is None:
-            return [], set()
-        accepted = self._rule.accept(rows.tree, result.logits_TV, sampling, [draft.q for draft in drafts])
-        return read_outcomes(accepted, rows.tree, finite_rows(result.logits_TV))
-
-    def _commit_prompts(self, turns: SequenceOf[Turn], rows: RoundRows, result: RunnerOutput) -> None:
-        """The chunks' keys and values are there for good; drafters that read hidden states get theirs."""
-        for turn, segment in zip(turns, rows.segments, strict=True):
+    def _enqueue(self, turns: list[Turn]) -> None:
+        """Everything that the device has to know, then the round."""
+        self._welcome()
+        self._tell_pages()
+        plan, turns = self._plan(turns)
+        if (chances := self._planner.new_chances()) is not None:
+            self._round.set_chances(chances)
+        self._round.enqueue(plan)
+        for turn, nodes in zip(turns, plan.nodes.tolist(), strict=True):
             sequence = turn.sequence
-            self._scheduler.commit(sequence, sequence.num_cached + turn.num_chunk)
-            if result.hidden_RC is not None and turn.num_chunk:
-                hidden = result.hidden_RC[segment.row_start : segment.row_start + turn.num_chunk]
-                self._speculator.tell(Observation(request_id=sequence.request_id, emitted=(), hidden=hidden))
+            sequence.num_enqueued = turn.first + turn.chunk
+            sequence.ahead += nodes
+            sequence.trees_underway += nodes > 0
+        self._underway.append([(turn, turn.sequence.epoch) for turn in turns])
 
-    def _settle(
-        self,
-        ready: SequenceOf[Sequence],
-        drafts: SequenceOf[Draft],
-        outcomes: SequenceOf[Outcome],
-        broken: set[int],
-        rows: RoundRows,
-        result: RunnerOutput,
-    ) -> None:
-        """Each sequence takes its tokens; those that end leave."""
-        if rows.tree is None or result.logits_TV is None:
-            return
-        logprobs = read_logprobs(ready, outcomes, result.logits_TV)
-        for index, (sequence, draft, outcome) in enumerate(zip(ready, drafts, outcomes, strict=True)):
-            if index in broken:
-                self._runner.pool.scrub(sequence.pages)
-                self._scheduler.spoil(sequence.pages)
-                self._fail(sequence, "The model gave logits that are not finite (NaN or infinite) for this request.")
+    def _plan(self, turns: list[Turn]) -> tuple[RoundPlan, list[Turn]]:
+        """How many nodes each tree gets, as far as there are pages for them: speculation never takes a page from another
+        sequence, and the scheduler has seen to the roots."""
+        slots = np.array([turn.sequence.slot for turn in turns], np.int64)
+        most = np.array([self._most_nodes(turn) for turn in turns], np.int64)
+        chunks = np.array([turn.chunk for turn in turns], np.int64)
+        context = self._context = max(turn.sequence.most_tokens for turn in turns)
+        budgets = self._planner.plan(slots, most, int(chunks.sum()), context)
+        nodes = budgets.nodes
+        for index in np.flatnonzero(nodes > 1).tolist():
+            nodes[index] = self._fit(turns[index].sequence, int(nodes[index]))
+        marks = np.array([turn.mark for turn in turns], np.int64)
+        marked = bool((marks >= 0).any())
+        plan = RoundPlan(
+            slots=slots,
+            firsts=np.array([turn.first for turn in turns], np.int64),
+            chunks=chunks,
+            nodes=nodes,
+            pages=max(len(turn.sequence.pages) for turn in turns),
+            odds=budgets.odds,
+            least=budgets.least,
+            drafting=budgets.drafting,
+            marks=marks if marked else None,
+            mark_slots=np.array([turn.mark_slot for turn in turns], np.int64) if marked else None,
+        )
+        self._tell_pages()
+        return plan, turns
+
+    def _most_nodes(self, turn: Turn) -> int:
+        """Nodes that a tree may have. The round that ends a prompt brings its root alone: there are more shapes of such rounds
+        than their drafts are worth recordings."""
+        wish = turn.sequence.request.speculation
+        if not wish.enabled or turn.chunk or not turn.most_nodes:
+            return min(turn.most_nodes, 1)
+        return turn.most_nodes if wish.max_nodes is None else min(turn.most_nodes, wish.max_nodes)
+
+    def _fit(self, sequence: Sequence, nodes: int) -> int:
+        """As many of the nodes as there are pages for."""
+        if self._scheduler.grow(sequence, sequence.most_tokens + nodes - 1):
+            return nodes
+        return len(sequence.pages) * self._scheduler.page_size - sequence.most_tokens + 1
+
+    def _welcome(self) -> None:
+        """Sequences that were admitted enter their slots."""
+        admitted, self._scheduler.admitted = self._scheduler.admitted, []
+        for sequence, mark in admitted:
+            if sequence.slot == NO_SLOT:
                 continue
-            num_cached = len(sequence.tokens) + len(outcome.path) - 1
-            emission = emit(sequence, outcome.emitted)
-            self._scheduler.commit(sequence, min(num_cached, len(sequence.tokens) - 1))
-            hidden = result.hidden_RC[rows.tree.rows_T[outcome.rows]] if result.hidden_RC is not None else None
-            observation = Observation(request_id=sequence.request_id, emitted=emission.token_ids, hidden=hidden)
-            self._speculator.observe(sequence, draft, outcome.path, observation)
-            self.metrics.on_tokens(sequence, len(emission.token_ids), len(draft.tree) - 1, len(outcome.path) - 1)
-            self._deliver(sequence, output(sequence, emission, logprobs[index]))
+            occupant = Occupant(
+                tokens=sequence.tokens,
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                sampling=sequence.sampling,
+                stop_ids=sequence.stop_ids,
+                pages=sequence.pages,
+                position=sequence.num_cached,
+                mark=mark,
+                prediction_ids=sequence.request.prediction_ids,
+            )
+            self._round.enter(sequence.slot, occupant, self._allowed(sequence))
+            self._planner.enter(sequence.slot, sequence.sampling.temperature)
+            if not sequence.admitted:
+                sequence.admitted = True
+                self.metrics.on_start(sequence)
+
+    def _allowed(self, sequence: Sequence) -> int:
+        """Bits of the drafters that the sequence may use."""
+        wanted = sequence.request.speculation.drafter
+        return sum(1 << bit for bit, name in enumerate(self._names) if wanted in (None, name))
+
+    def _tell_pages(self) -> None:
+        """Pages that were given since the last round."""
+        grown, self._scheduler.new_pages = self._scheduler.new_pages, []
+        slots: list[int] = []
+        indices: list[int] = []
+        pages: list[int] = []
+        for sequence, first in grown:
+            if sequence.slot != NO_SLOT:
+                new = sequence.pages[first:]
+                slots += [sequence.slot] * len(new)
+                indices += range(first, first + len(new))
+                pages += new
+        if pages:
+            self._round.set_pages(slots, indices, pages)
+
+    def _settle(self, entries: SequenceOf[tuple[Turn, int]], outcome: Outcome) -> None:
+        """Each sequence takes its tokens; those that end leave. What came after an end is void."""
+        present = [entry[0].sequence.epoch == entry[1] for entry in entries]
+        self._learn(outcome, np.array(present))
+        accepted, sound = outcome.accepted.tolist(), outcome.sound.tolist()
+        nodes = outcome.plan.nodes.tolist()
+        for index, (turn, _) in enumerate(entries):
+            if not present[index]:
+                continue
+            sequence = turn.sequence
+            if turn.chunk:
+                self._scheduler.commit(sequence, turn.first + turn.chunk)
+                self._scheduler.settle_mark(turn, sound[index])
+            if not nodes[index]:
+                continue
+            sequence.ahead -= nodes[index]
+            sequence.trees_underway -= 1
+            if sound[index]:
+                self._take(sequence, outcome, index, accepted[index])
+            else:
+                self._retry(sequence, outcome.shape.nucleus)
+
+    def _learn(self, outcome: Outcome, present: BoolArray) -> None:
+        """What a round took, and what became of its drafts."""
+        plan, shape = outcome.plan, outcome.shape
+        if outcome.seconds is not None:
+            distinct = plan.num_chunk + plan.num_trees + int(outcome.drafted.sum())
+            rows = max(shape.chunk + shape.trees, distinct)
+            self._planner.costs.observe(rows, distinct, self._context, outcome.seconds, shape.drafting)
+        if shape.drafting:
+            chosen = present & outcome.sound & (plan.nodes > 0)
+            self._planner.observe(
+                Seen(
+                    slots=plan.slots[chosen],
+                    accepted=outcome.accepted[chosen],
+                    drafted=outcome.drafted[chosen],
+                    offers=outcome.offers[chosen],
+                    offered=outcome.offered[chosen],
+                    paths=outcome.paths[chosen],
+                    kinds=outcome.kinds[chosen],
+                    parents=outcome.parents[chosen],
+                    survivals=outcome.survivals[chosen],
+                )
+            )
+
+    def _take(self, sequence: Sequence, outcome: Outcome, index: int, accepted: int) -> None:
+        """What a round emitted for a sequence."""
+        num_cached = len(sequence.tokens) + accepted
+        emission = emit(sequence, outcome.emitted[index, : accepted + 1].tolist())
+        self._scheduler.commit(sequence, min(num_cached, len(sequence.tokens) - 1))
+        kept = min(accepted, len(emission.token_ids))
+        drafted = count_round(sequence.stats, outcome, index, kept, self._names, self._planner.sources)
+        self.metrics.on_tokens(sequence, len(emission.token_ids), drafted, kept)
+        self._deliver(sequence, output(sequence, emission, read_logprobs(sequence, emission.token_ids, outcome, index)))
+
+    def _retry(self, sequence: Sequence, nucleus: Nucleus) -> None:
+        """A round was void: where its nucleus was too wide for the round, the next one knows; else nothing helps."""
+        slots = self._round.slots
+        if nucleus is Nucleus.NARROW and slots.truncated[sequence.slot]:
+            slots.wide[sequence.slot] = True
+            return
+        self._round.scrub(sequence.pages)
+        self._scheduler.spoil(sequence.pages)
+        self._fail(sequence, _NOT_FINITE)
 
     def _deliver(self, sequence: Sequence, result: RequestOutput) -> None:
         if result.finish_reason is not None:
             self._end(sequence, result.finish_reason)
         sequence.send(result)
 
-    def _start(self, sequence: Sequence) -> None:
-        if not sequence.admitted:
-            sequence.admitted = True
-            self._speculator.start(sequence)
-            self.metrics.on_start(sequence)
-
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         """Give back all that a sequence holds."""
+        slot = sequence.slot
         self._scheduler.remove(sequence)
-        if sequence.admitted:
-            self._speculator.release(sequence, finished=reason in (FinishReason.STOP, FinishReason.LENGTH))
+        if slot != NO_SLOT:
+            finished = reason in (FinishReason.STOP, FinishReason.LENGTH)
+            self._round.leave(slot, sequence.tokens[sequence.num_prompt_tokens :] if finished else ())
         del self._sequences[sequence.request_id]
-        self._kept_out.discard(sequence.request_id)
-        if self._loop is not None and self._speculator.copies_responses and reason in (FinishReason.STOP, FinishReason.LENGTH):
-            self._loop.learn(sequence.tokens[sequence.num_prompt_tokens :])
         with self._wakeup:
             self._known_ids.discard(sequence.request_id)
         self.metrics.on_finish(sequence, reason)
@@ -374,6 +354,15 @@ class Engine:
         if sequence.request_id in self._sequences:
             result = RequestOutput(request_id=sequence.request_id, finish_reason=FinishReason.ERROR, error=message)
             self._deliver(sequence, result)
+
+    def _fail_round(self, turns: Iterable[Turn], message: str) -> None:
+        """Whatever was underway is lost with the round."""
+        entries = [entry for round_ in self._underway for entry in round_]
+        lost = [turn.sequence for turn in turns] + [turn.sequence for turn, epoch in entries if turn.sequence.epoch == epoch]
+        self._underway.clear()
+        self._round.discard()
+        for sequence in lost:
+            self._fail(sequence, message)
 
     def _report(self) -> None:
         self.metrics.on_round()

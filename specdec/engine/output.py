@@ -3,14 +3,11 @@
 from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from specdec.engine.sequence import Sequence
-from specdec.loop_members import RoundScores
-from specdec.request import MAX_TOP_LOGPROBS, FinishReason, RequestOutput, TokenLogprob
-from specdec.round.commit import Outcome
-from specdec.round.sample.sampling import logprobs
+from specdec.request import FinishReason, RequestOutput, TokenLogprob
+from specdec.round.outcome import Outcome
 
 
 class Emission(NamedTuple):
@@ -64,43 +61,20 @@ def output(sequence: Sequence, emission: Emission, logprobs: SequenceOf[TokenLog
     )
 
 
-def read_logprobs(
-    sequences: SequenceOf[Sequence], outcomes: SequenceOf[Outcome], logits_TV: Tensor
-) -> list[list[TokenLogprob]]:
-    """Per sequence, the logprobs of its emitted tokens; empty for those that did not ask."""
-    asked = [i for i, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
-    found: list[list[TokenLogprob]] = [[] for _ in sequences]
-    if not asked:
-        return found
-    rows = torch.cat([torch.from_numpy(outcomes[i].rows) for i in asked]).to(logits_TV.device)
-    tokens = torch.tensor([token for i in asked for token in outcomes[i].emitted], device=logits_TV.device)
-    # as many for all that want any, so that who else is there does not decide which of equals come first
-    most = min(MAX_TOP_LOGPROBS, logits_TV.shape[1]) if any(sequences[i].sampling.logprobs for i in asked) else 0
-    own_N, top_tokens_NK, top_logprobs_NK = (t.tolist() for t in logprobs(logits_TV[rows], tokens, most))
-    row = 0
-    for i in asked:
-        end = row + len(outcomes[i].emitted)
-        parts = (own_N[row:end], top_tokens_NK[row:end], top_logprobs_NK[row:end])
-        found[i] = _logprobs(sequences[i], outcomes[i].emitted, *parts)
-        row = end
-    return found
+def read_logprobs(sequence: Sequence, tokens: SequenceOf[int], outcome: Outcome, index: int) -> list[TokenLogprob]:
+    """The logprobs of a sequence's tokens of a round, as many of the most likely ones as it wants; none where it did not ask.
 
-
-def ahead_logprobs(sequence: Sequence, emission: Emission, scores: RoundScores | None, index: int) -> list[TokenLogprob]:
-    """The same of a round that ran ahead of the host, for the member at `index`."""
-    if scores is None or sequence.sampling.logprobs is None:
+    Args:
+        sequence: whose.
+        tokens: what it keeps of what the round emitted.
+        outcome: of the round.
+        index: the sequence's place among its members.
+    """
+    wanted, scores = sequence.sampling.logprobs, outcome.scores
+    if wanted is None or scores is None:
         return []
-    return _logprobs(sequence, emission.token_ids, scores.own[index], scores.top_tokens[index], scores.top_logs[index])
-
-
-def _logprobs(
-    sequence: Sequence,
-    tokens: SequenceOf[int],
-    own: SequenceOf[float],
-    top_tokens: SequenceOf[SequenceOf[int]],
-    top_logs: SequenceOf[SequenceOf[float]],
-) -> list[TokenLogprob]:
-    """As many of the most likely ones as the request wants, of the rows that gave these tokens; more rows may follow."""
-    wanted = sequence.sampling.logprobs or 0
-    rows = zip(tokens, own, top_tokens, top_logs, strict=False)
-    return [TokenLogprob(token, log, tuple(zip(best[:wanted], logs[:wanted], strict=True))) for token, log, best, logs in rows]
+    rows = scores.firsts_M[index] + (outcome.paths[index] if outcome.shape.drafting else 0)
+    rows = np.broadcast_to(rows, len(outcome.emitted[index]))[: len(tokens)]
+    own, best, logs = scores.own_T[rows], scores.tokens_TK[rows, :wanted], scores.logs_TK[rows, :wanted]
+    told = zip(tokens, own.tolist(), best.tolist(), logs.tolist(), strict=True)
+    return [TokenLogprob(token, log, tuple(zip(ids, top, strict=True))) for token, log, ids, top in told]

@@ -2,44 +2,66 @@
 
 First come, first served. Running sequences decode every round and share `chunk_tokens` for prompts; waiting ones are
 admitted while there is room for all their tokens. Where pages run out, the sequence that came last is preempted: it gives
-its pages back and later computes them again, to the same bits.
+its pages back and later computes them again, to the same bits. Sequences come and go while rounds are underway: where one
+stands is known within bounds, and pages are given for the most that it may reach.
 """
 
 from collections import deque
 from collections.abc import Iterable
 
+from specdec.cache.marks import MarkBook
 from specdec.cache.pages import PageAllocator
 from specdec.cache.prefix import PrefixIndex
-from specdec.engine.sequence import Sequence, Turn
+from specdec.engine.sequence import NO_SLOT, Sequence, Turn
 
 
 class Scheduler:
-    """Owns the queues and the page books.
+    """Owns the queues, the slots and the page books.
 
     Args:
-        num_pages: pages of the K/V pool that sequences may hold.
+        num_pages: pages that sequences may hold.
         page_size: tokens per page.
         max_batch: sequences that run at once.
         chunk_tokens: prompt tokens per round, all sequences together.
+        max_model_len: positions of a sequence.
+        max_tree_rows: tree rows of a round, all sequences together.
         prefix_cache: keep the pages of what was computed, for prompts that begin alike.
+        marks: states that prefixes need beside their pages; None where they need none.
     """
 
-    def __init__(self, *, num_pages: int, page_size: int, max_batch: int, chunk_tokens: int, prefix_cache: bool) -> None:
+    def __init__(
+        self,
+        *,
+        num_pages: int,
+        page_size: int,
+        max_batch: int,
+        chunk_tokens: int,
+        max_model_len: int,
+        max_tree_rows: int,
+        prefix_cache: bool,
+        marks: MarkBook | None = None,
+    ) -> None:
         self.page_size = page_size
         self.num_preemptions = 0
-        self._max_batch = max_batch
+        self.admitted: list[tuple[Sequence, int | None]] = []  # since the last look: with the mark of a known prefix
+        self.new_pages: list[tuple[Sequence, int]] = []  # since the last look: whose, and from which page on
+        self._max_batch = min(max_batch, max_tree_rows)
         self._chunk_tokens = chunk_tokens
+        self._max_model_len = max_model_len
         self._prefix = PrefixIndex(page_size) if prefix_cache else None
+        self._marks = marks if prefix_cache else None
+        self._needs_marks = marks is not None
         self.pages = PageAllocator(num_pages, on_evict=self._prefix.forget if self._prefix is not None else None)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._slots = list(range(self._max_batch))[::-1]
 
     def add(self, sequence: Sequence) -> None:
         """A new sequence queues up."""
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """A sequence is over; its pages are given back."""
+        """A sequence is over; its pages are given back. Rounds underway may still write to them, before anyone else does."""
         if sequence in self.running:
             self.running.remove(sequence)
         else:
@@ -52,32 +74,35 @@ class Scheduler:
             for page in pages:
                 self._prefix.forget(page)
 
-    def schedule(self) -> list[Turn]:
-        """The turns of the next round, oldest sequence first; empty when there is nothing to do."""
-        self._make_room()
+    def schedule(self, underway: bool) -> list[Turn] | None:
+        """The turns of the next round, oldest sequence first; empty when there is nothing to do. None where pages have run out
+        and it has to be known first how far the rounds underway got."""
+        if not self._make_room(underway):
+            return None
         self._admit()
         turns, budget = [], self._chunk_tokens
         for sequence in self.running:
-            chunk = min(sequence.num_missing, budget)
-            budget -= chunk
-            has_tree = chunk == sequence.num_missing
-            if chunk or has_tree:
-                turns.append(Turn(sequence, chunk, has_tree))
+            turn = self._turn(sequence, budget)
+            if turn is not None:
+                budget -= turn.chunk
+                turns.append(turn)
         return turns
 
     def grow(self, sequence: Sequence, num_positions: int) -> bool:
         """Hold pages for the positions [0, num_positions); False, and nothing changed, when there are too few."""
-        count = -(-num_positions // self.page_size) - len(sequence.pages)
+        held = len(sequence.pages)
+        count = -(-num_positions // self.page_size) - held
         if count <= 0:
             return True
         pages = self.pages.allocate(count, after=sequence.pages[-1] if sequence.pages else None)
         if pages is None:
             return False
         sequence.pages += pages.tolist()
+        self.new_pages.append((sequence, held))
         return True
 
     def commit(self, sequence: Sequence, num_cached: int) -> None:
-        """The K and V of the positions [0, num_cached) are there for good; full pages become findable."""
+        """The caches of the positions [0, num_cached) are there for good; full pages become findable."""
         sequence.num_cached = num_cached
         if self._prefix is None:
             return
@@ -87,20 +112,52 @@ class Scheduler:
             parent = sequence.digests[-1] if sequence.digests else b""
             sequence.digests.append(self._prefix.add(parent, tokens, sequence.pages[index]))
 
+    def settle_mark(self, turn: Turn, sound: bool) -> None:
+        """The state that a turn was to keep is there, if the turn was not void."""
+        if turn.mark >= 0 and self._marks is not None:
+            if sound:
+                self._marks.keep(turn.sequence.digests[turn.mark // self.page_size - 1], turn.mark_slot)
+            else:
+                self._marks.give_back(turn.mark_slot)
+
     def check(self) -> None:
         """Raise AssertionError where the page books do not add up."""
         self.pages.check(sequence.pages for sequence in [*self.running, *self.waiting])
         assert all(not sequence.pages for sequence in self.waiting), "waiting sequences hold no pages"
+        held = [sequence.slot for sequence in self.running]
+        assert sorted([*held, *self._slots]) == list(range(self._max_batch)), "every slot is free or held once"
 
-    def _make_room(self) -> None:
-        """A page for every running sequence's root, at the cost of those that came last."""
+    def _turn(self, sequence: Sequence, budget: int) -> Turn | None:
+        """A sequence's part in the next round; None where it sits out."""
+        first = sequence.num_enqueued
+        chunk = min(sequence.prompt_end - first, budget)
+        if first + chunk < sequence.prompt_end:
+            return self._marked(Turn(sequence, first, chunk, 0)) if chunk else None
+        # each tree underway adds a token at least
+        left = sequence.sampling.max_tokens - sequence.num_output_tokens - sequence.trees_underway
+        most = min(left, self._max_model_len - sequence.most_tokens + 1)
+        return self._marked(Turn(sequence, first, chunk, most)) if most >= 1 else None
+
+    def _marked(self, turn: Turn) -> Turn:
+        """A prompt's state is kept at the end of its last full page."""
+        mark = turn.sequence.prompt_end // self.page_size * self.page_size
+        if self._marks is None or not turn.first < mark <= turn.first + turn.chunk:
+            return turn
+        slot = self._marks.take()
+        return turn if slot is None else turn._replace(mark=mark, mark_slot=slot)
+
+    def _make_room(self, underway: bool) -> bool:
+        """A page for every running sequence's root, at the cost of those that came last. False where that has to wait."""
         index = 0
         while index < len(self.running):
             sequence = self.running[index]
-            if self.grow(sequence, len(sequence.tokens)):
+            if self.grow(sequence, sequence.most_tokens):
                 index += 1
+            elif underway:
+                return False
             else:
                 self._preempt(self.running[-1])
+        return True
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
@@ -112,6 +169,10 @@ class Scheduler:
         prefix = self._prefix
         self.pages.release(sequence.pages, keep=prefix.__contains__ if prefix is not None else lambda _page: False)
         sequence.pages, sequence.digests, sequence.num_cached = [], [], 0
+        if sequence.slot != NO_SLOT:
+            self._slots.append(sequence.slot)
+            sequence.slot = NO_SLOT
+            sequence.epoch += 1
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self._max_batch:
@@ -119,21 +180,31 @@ class Scheduler:
             if not self._take_pages(sequence):
                 return
             self.waiting.popleft()
+            sequence.slot = self._slots.pop()
+            sequence.num_enqueued, sequence.prompt_end = sequence.num_cached, len(sequence.tokens) - 1
+            sequence.ahead = sequence.trees_underway = 0
             self.running.append(sequence)
             self.running.sort(key=lambda s: s.arrival)
 
     def _take_pages(self, sequence: Sequence) -> bool:
         """Pages for all of its tokens, known beginnings shared; one page is left to each that runs already."""
         known = self._prefix.match(sequence.tokens[:-1]) if self._prefix is not None else []
+        mark = None
+        if self._prefix is not None and self._needs_marks:
+            count, mark = self._marks.longest([self._prefix.digest(page) for page in known]) if self._marks else (0, None)
+            known = known[:count]
         self.pages.share(known)
         need = -(-len(sequence.tokens) // self.page_size) - len(known)
         sequence.pages = list(known)
+        announced = len(self.new_pages)
         if self.pages.num_available < need + len(self.running) or not self.grow(sequence, len(sequence.tokens)):
             self._give_back(sequence)
             return False
+        del self.new_pages[announced:]  # they are told when it enters its slot
         sequence.num_cached = len(known) * self.page_size
         if self._prefix is not None:
             sequence.digests = [self._prefix.digest(page) for page in known]
         if not sequence.admitted:
             sequence.num_prefix_hits = sequence.num_cached
+        self.admitted.append((sequence, mark))
         return True

@@ -9,25 +9,34 @@ from specdec.text.tokenizer import TextStream
 
 Sink = Callable[[RequestOutput], None]
 
+NO_SLOT = -1
+
 
 @dataclass(eq=False, slots=True)
 class Sequence:
     """What the engine knows of a request; owned by the engine's thread once submitted.
 
-    The last of `tokens` is the root of the next tree: its K and V do not exist yet, so `num_cached < len(tokens)`.
+    Rounds may be underway whose outcome is not known yet: `num_enqueued` and `ahead` tell of them, all else is as of the last
+    outcome that was read.
     """
 
     request: Request
     sink: Sink
     stop_ids: frozenset[int]  # end it when emitted, and are forbidden before min_tokens
     stream: TextStream
-    tokens: list[int]  # prompt and output
+    tokens: list[int]  # prompt and output; the last one is the root of the next tree
     arrival: float  # seconds, monotonic clock
+    slot: int = NO_SLOT
     pages: list[int] = field(default_factory=list)
-    num_cached: int = 0  # leading positions whose K and V are committed
+    num_cached: int = 0  # leading positions whose caches are committed
+    prompt_end: int = 0  # positions that have to be read before the first tree
+    num_enqueued: int = 0  # of those, how many are read or underway
+    ahead: int = 0  # tokens that the trees underway may add at most
+    trees_underway: int = 0
+    epoch: int = 0  # counts its stays in slots, so that what is underway for an earlier one is void
     digests: list[bytes] = field(default_factory=list)  # of the full pages, for the prefix index
     num_prefix_hits: int = 0  # prompt tokens found in the prefix cache when first admitted
-    admitted: bool = False  # drafters know it
+    admitted: bool = False  # it had a slot once
     first_token_at: float | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
 
@@ -48,9 +57,9 @@ class Sequence:
         return len(self.tokens) - len(self.request.prompt_ids)
 
     @property
-    def num_missing(self) -> int:
-        """Tokens before the root whose K and V are still to be computed."""
-        return len(self.tokens) - 1 - self.num_cached
+    def most_tokens(self) -> int:
+        """Its tokens, if all that is underway is accepted."""
+        return len(self.tokens) + self.ahead
 
     def send(self, output: RequestOutput) -> None:
         """Hand a delta to the caller, with the counts every output carries; those of a round's tokens bring them along."""
@@ -60,8 +69,12 @@ class Sequence:
 
 
 class Turn(NamedTuple):
-    """A sequence's part in one round: `num_chunk` tokens to prefill, and a tree when that completes them."""
+    """A sequence's part in one round: `chunk` prompt tokens from position `first` on, and a tree of at most `most_nodes` nodes
+    (0: its prompt goes on)."""
 
     sequence: Sequence
-    num_chunk: int
-    has_tree: bool
+    first: int
+    chunk: int
+    most_nodes: int
+    mark: int = -1  # position behind which its state is to be kept; -1 for none
+    mark_slot: int = 0

@@ -1,10 +1,10 @@
-"""What a model offers the runner, and what it reads besides its rows.
+"""What a model offers a round, and what it reads besides its rows.
 
 Legend of shape suffixes: R rows, E hidden size, H query heads, K key heads, D head size, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,37 +14,45 @@ from specdec.kernels.moe import Experts
 from specdec.models.config import ModelConfig
 from specdec.models.layers.heads import Heads
 
-__all__ = ["CacheSpec", "Heads", "Model", "ModelConfig", "RoundContext", "Weights"]
+__all__ = ["AttentionSpec", "CacheSpec", "Heads", "Model", "ModelConfig", "RecurrentSpec", "RoundContext", "Weights"]
+
+
+class CacheSpec:
+    """What a layer keeps between rounds. Each kind of cache in `specdec.cache` has a spec of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CacheSpec:
-    """What an attention layer keeps per position: a key and a value for each key head."""
+class AttentionSpec(CacheSpec):
+    """A key and a value of each position, for each key head."""
 
-    kind: Literal["attention"] = "attention"
     num_kv_heads: int
     head_dim: int
     window: int | None = None  # positions that a row looks back; None: all
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecurrentSpec(CacheSpec):
+    """A state that each token moves on, float32, and of the last tokens what a step reads of them.
+
+    state_shape: of one sequence. row_width: numbers that a step reads of each token, float32. taps: tokens that a step reads
+    of, its own counted.
+    """
+
+    state_shape: tuple[int, ...]
+    row_width: int
+    taps: int = 1
+
+
 class RoundContext(Protocol):
-    """The round as a forward pass sees it. The runner implements it."""
+    """The round as a forward pass sees it."""
 
-    def attend(self, layer: int, qkv_RC: Tensor, heads: Heads) -> Tensor:
-        """Rotate the heads, keep keys and values in the layer's cache, and let each row attend over its own history, itself
-        included. Scores are scaled by D ** -0.5.
-
-        Args:
-            qkv_RC: [R, (H + 2 K) * D], contiguous.
-            heads: what makes heads of it.
-
-        Returns:
-            [R, H * D], contiguous.
-        """
+    def cache(self, layer: int) -> Any:
+        """This round's view of what a layer keeps; its methods are those of the layer's kind of cache."""
         ...
 
-    def capture(self, layer: int, hidden_RE: Tensor) -> None:
-        """Hear the residual stream after decoder layer `layer`. It is not written to afterwards."""
+    def capture(self, name: str, hidden_RE: Tensor) -> None:
+        """Hear a hidden state by its name: `embedding`, or `layers.<i>` for the residual stream after decoder layer i. It is
+        not written to afterwards."""
         ...
 
 

@@ -26,18 +26,20 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _HARMLESS = ("rotary_emb.inv_freq", "self_attn.bias", "self_attn.masked_bias")
 
 
-def load_model(source: Source, *, dtype: str, device: str, progress: Progress | None = None) -> Model:
+def load_model(source: Source, *, dtype: str, device: str, progress: Progress | None = None, num_positions: int = 0) -> Model:
     """Load a model.
 
     Args:
         dtype: auto, float32, bfloat16 or float16; see `choose_dtype`.
         device: auto, cpu, cuda or cuda:<index>; see `choose_device`.
+        num_positions: that it has to take at least, however few it was trained on: a draft model may be as poor as it likes.
 
     Raises:
         ConfigError: the family or a field of the config is not supported; a tensor is missing, has another shape or
             would be left unread. The message names it.
     """
     config = read_source_config(source)
+    config = replace(config, max_position_embeddings=max(config.max_position_embeddings, num_positions))
     on = choose_device(device)
     with _open(source) as checkpoint, (progress or NoProgress()).task("Loading weights", len(checkpoint.names())) as advance:
         weights = CheckpointWeights(checkpoint, choose_dtype(dtype, on), on, advance)

@@ -30,9 +30,9 @@ class Cache:
         shape = (NUM_PAGES, num_kv_heads, PAGE, head_dim)
         return Cache(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
 
-    def put(self, slots: Tensor, keys_NKD: Tensor, values_NKD: Tensor) -> None:
-        self.keys[slots // PAGE, :, slots % PAGE] = keys_NKD
-        self.values[slots // PAGE, :, slots % PAGE] = values_NKD
+    def put(self, entries: Tensor, keys_NKD: Tensor, values_NKD: Tensor) -> None:
+        self.keys[entries // PAGE, :, entries % PAGE] = keys_NKD
+        self.values[entries // PAGE, :, entries % PAGE] = values_NKD
 
 
 def attend(cache: Cache, rows: RoundRows, q: Tensor, window: int | None = None, softcap: float | None = None) -> Tensor:
@@ -50,7 +50,7 @@ def expected(cache: Cache, rows: RoundRows, q: Tensor, window: int | None = None
         positions_R=rows.positions_R,
         bases_S=rows.bases_S,
         starts_S=rows.starts_S,
-        ancestor_slots_RD=rows.ancestor_slots_RD,
+        ancestor_entries_RD=rows.ancestor_entries_RD,
         scale=0.2,
         window=window,
         softcap=softcap,
@@ -99,7 +99,7 @@ def test_a_row_of_a_tree_has_the_bits_it_has_alone(base: int, bushiness: int) ->
     rows = build_rows([spec(tree, num_cached=base)], PAGE, CPU)
     generator = torch.Generator().manual_seed(base)
     q, k, v = (torch.randn(len(tree), heads, 64, generator=generator) for heads in (9, 3, 3))
-    cache.put(rows.slots_R, k, v)
+    cache.put(rows.entries_R, k, v)
     together = attend(cache, rows, q)
     for node, path in enumerate(tree.ancestors()):
         path = path[: int(tree.depths()[node]) + 1]

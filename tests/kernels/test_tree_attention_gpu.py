@@ -29,7 +29,7 @@ PLANS = [
 
 @dataclass
 class Round:
-    """A round's rows over one cache, and each row's whole history of slots."""
+    """A round's rows over one cache, and each row's whole history of entries."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -44,7 +44,7 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def _round(bases: list[int], num_nodes: int, num_chunk: int, heads: int, kv_heads: int, head_dim: int, seed: int) -> Round:
-    """Each sequence: `num_chunk` chunk rows below its base, then a random tree whose nodes all lie in scratch slots."""
+    """Each sequence: `num_chunk` chunk rows below its base, then a random tree whose nodes all lie in scratch entries."""
     host = torch.Generator().manual_seed(seed)
     num_pages = sum(b // PAGE + 2 for b in bases) + len(bases) * (num_nodes // PAGE + 1) + 1
     free = (torch.randperm(num_pages - 1, generator=host) + 1).tolist()
@@ -77,7 +77,7 @@ def _round(bases: list[int], num_nodes: int, num_chunk: int, heads: int, kv_head
         "positions_R": positions,
         "bases_S": bases,
         "starts_S": [max(0, base - num_chunk) for base in bases],
-        "ancestor_slots_RD": [p + [p[-1]] * (depth - len(p)) for p in paths],
+        "ancestor_entries_RD": [p + [p[-1]] * (depth - len(p)) for p in paths],
     }
     pool = (num_pages, kv_heads, PAGE, head_dim)
     return Round(
@@ -96,10 +96,10 @@ def _alone(r: Round, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor, dict[
     width = max(len(h) for h in histories) // PAGE + 1
     pools = []
     for pages in (r.k, r.v):
-        slots = pages.transpose(1, 2).reshape(-1, pages.shape[1], pages.shape[3])
-        pool = torch.full((len(rows) * width + 1, PAGE, *slots.shape[1:]), float("nan"), device="cuda", dtype=pages.dtype)
+        entries = pages.transpose(1, 2).reshape(-1, pages.shape[1], pages.shape[3])
+        pool = torch.full((len(rows) * width + 1, PAGE, *entries.shape[1:]), float("nan"), device="cuda", dtype=pages.dtype)
         for i, h in enumerate(histories):
-            pool[1 + i * width : 1 + (i + 1) * width].view(-1, *slots.shape[1:])[: len(h)] = slots[h]
+            pool[1 + i * width : 1 + (i + 1) * width].view(-1, *entries.shape[1:])[: len(h)] = entries[h]
         pools.append(pool.transpose(1, 2).contiguous())
     position = torch.tensor([len(h) - 1 for h in histories], device="cuda")
     first_page = 1 + torch.arange(len(rows), device="cuda") * width
@@ -109,7 +109,7 @@ def _alone(r: Round, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor, dict[
         "positions_R": position,
         "bases_S": position,
         "starts_S": position,
-        "ancestor_slots_RD": ((first_page + position // PAGE) * PAGE + position % PAGE)[:, None],
+        "ancestor_entries_RD": ((first_page + position // PAGE) * PAGE + position % PAGE)[:, None],
     }
     return pools[0], pools[1], tables, int(position.max()) + 1
 
@@ -169,8 +169,8 @@ def test_heads_are_normed_rotated_and_written() -> None:
     qkv, q_norm, k_norm = _random(rows, (heads + 2 * kv_heads) * dim), _random(dim, seed=1), _random(dim, seed=2)
     angle = torch.arange(50, device="cuda")[:, None] * 0.1 ** torch.linspace(0, 3, dim // 2, device="cuda")
     k_pages, v_pages = (torch.zeros(3, kv_heads, PAGE, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    positions, slots = torch.tensor([3, 4, 5, 5, 49], device="cuda"), torch.tensor([64, 65, 130, 131, 5], device="cuda")
-    tables: dict[str, Any] = {"positions_R": positions, "slots_R": slots, "k_pages": k_pages, "v_pages": v_pages}
+    positions, entries = torch.tensor([3, 4, 5, 5, 49], device="cuda"), torch.tensor([64, 65, 130, 131, 5], device="cuda")
+    tables: dict[str, Any] = {"positions_R": positions, "entries_R": entries, "k_pages": k_pages, "v_pages": v_pages}
     q = heads_triton(qkv, q_norm, k_norm, angle.cos(), angle.sin(), **tables)
 
     def turn(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -180,7 +180,7 @@ def test_heads_are_normed_rotated_and_written() -> None:
         return torch.cat([low * cos - high * sin, high * cos + low * sin], -1)
 
     split = torch.split(qkv.view(rows, -1, dim), [heads, kv_heads, kv_heads], 1)
-    stored_k, stored_v = (p.transpose(1, 2).reshape(-1, kv_heads, dim)[slots] for p in (k_pages, v_pages))
+    stored_k, stored_v = (p.transpose(1, 2).reshape(-1, kv_heads, dim)[entries] for p in (k_pages, v_pages))
     for out, expected in ((q, turn(split[0], q_norm)), (stored_k, turn(split[1], k_norm))):
         assert (out.double() - expected).norm() / expected.norm() < 6e-3
     assert torch.equal(stored_v, split[2])

@@ -36,7 +36,7 @@ class Attention:
 
     def __call__(self, x_RE: Tensor, residual_RE: Tensor, layer: int, ctx: RoundContext) -> Tensor:
         """The residual stream with the layer's output added, [R, E]."""
-        return self.output(ctx.attend(layer, self.qkv(x_RE), self.heads), residual_RE)
+        return self.output(ctx.cache(layer).attend(self.qkv(x_RE), self.heads), residual_RE)
 
 
 def build_attention(

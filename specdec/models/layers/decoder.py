@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.linear import PackedWeight, embed_and_norm, linear
-from specdec.models.base import CacheSpec, ModelConfig, RoundContext, Weights
+from specdec.models.base import AttentionSpec, CacheSpec, ModelConfig, RoundContext, Weights
 from specdec.models.layers.attention import Attention, build_attention
 from specdec.models.layers.mlp import FeedForward
 from specdec.models.layers.norms import QkNorm, RmsNorm
@@ -39,7 +39,8 @@ class Decoder:
         head: PackedWeight,
     ) -> None:
         self.config = config
-        self.cache_specs = (CacheSpec(num_kv_heads=config.num_kv_heads, head_dim=config.head_dim),) * config.num_layers
+        spec = AttentionSpec(num_kv_heads=config.num_kv_heads, head_dim=config.head_dim)
+        self.cache_specs: tuple[CacheSpec, ...] = (spec,) * config.num_layers
         self.dtype = embedding_VE.dtype
         self.device = embedding_VE.device
         self._embedding_VE = embedding_VE
@@ -51,10 +52,11 @@ class Decoder:
         """See `Model.forward`."""
         first_norm = self._layers[0].attention_norm
         stream_RE, normed_RE = embed_and_norm(tokens_R, self._embedding_VE, first_norm.weight, first_norm.eps)
+        ctx.capture("embedding", stream_RE)
         for index, (layer, norm_after) in enumerate(zip(self._layers, self._norms_after, strict=True)):
             stream_RE = layer.attention(normed_RE, stream_RE, index, ctx)
             stream_RE, normed_RE = layer.mlp(stream_RE, layer.mlp_norm, norm_after)
-            ctx.capture(index, stream_RE)
+            ctx.capture(f"layers.{index}", stream_RE)
         return normed_RE
 
     def logits(self, hidden_RE: Tensor) -> Tensor:

@@ -1,31 +1,40 @@
-"""The protocol of acceptance rules, and their registry.
+"""The protocol of acceptance rules.
 
-A rule looks at the trees of a round and the target's logits at every tree row, and says which path of each tree is kept
-and which token follows it. Whatever the trees, what it emits is the target's own distribution.
+A rule looks at the trees of a round and the target's logits at every tree row, and says which path of each tree is kept and
+which token follows it. Whatever the trees, what it emits is the target's own distribution. A rule is a function of tensors:
+no shape and no branch depends on a value, so that a round with it can be recorded.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from specdec.round.batch import TreeRows
-from specdec.round.sample.sampling import SamplingBatch
+from specdec.kernels.commit import Verified
+from specdec.kernels.tree_rows import Layout, TreeRows
+from specdec.kernels.tree_walk import Accepted
+from specdec.round.sample.draw import Nucleus, Sampling
+
+__all__ = ["AcceptanceRule", "Accepted", "Verification"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Accepted:
-    """The outcome of a round for the S sequences that had a tree; all int64 on the logits' device.
+class Verification:
+    """What a rule decides from.
 
-    num_accepted_S: accepted drafts, 0 or more; num_accepted + 1 tokens are emitted.
-    path_SD: tree rows of the kept path, root first; the last kept row fills the rest. Row path_SD[s, i] emitted token i.
-    emitted_SD: emitted tokens, the accepted drafts then the target's own; -1 fills the rest.
+    rows, layout: the tree rows, and who brings them. logits_TV: float32, contiguous, edited. sampling, nucleus: how tokens are
+    drawn. verified: what the nodes were chosen from; None where no drafter ran. laws_MLV: float32, where a drafter *sampled*:
+    [m, c + 1] is the distribution that the children of candidate c were drawn from without replacement, [m, 0] the root's;
+    zero where children are a fixed choice, and None where all are.
     """
 
-    num_accepted_S: Tensor
-    path_SD: Tensor
-    emitted_SD: Tensor
+    rows: TreeRows
+    layout: Layout
+    logits_TV: Tensor
+    sampling: Sampling
+    nucleus: Nucleus
+    verified: Verified | None = None
+    laws_MLV: Tensor | None = None
 
 
 class AcceptanceRule(Protocol):
@@ -34,16 +43,6 @@ class AcceptanceRule(Protocol):
     name: str
     per_seed: bool  # whether the output for a seed is the same with and without speculation, not only its distribution
 
-    def accept(
-        self, tree: TreeRows, logits_TV: Tensor, sampling: SamplingBatch, q: Sequence[Tensor | None] | None = None
-    ) -> Accepted:
-        """Walk the trees.
-
-        Args:
-            tree: the trees.
-            logits_TV: float32, the target's raw logits at each tree row.
-            sampling: the sequences' sampling parameters and histories, in the order of the trees.
-            q: per sequence, `Proposal.q` ([nodes of that tree, V], float32) or None where the children are the drafter's
-                fixed choice. Rules that do not need it ignore it.
-        """
+    def accept(self, verification: Verification) -> Accepted:
+        """Decide every tree of a round."""
         ...

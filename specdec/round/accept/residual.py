@@ -1,6 +1,6 @@
 """The arithmetic of the rejection rules, for float64 tensors and, in the proofs, for numpy arrays of exact fractions alike.
 
-All arrays are [S, V] (or [S] where said). p: the target's distribution at a node, what is left of it after rejections.
+All arrays are [M, V] (or [M] where said). p: the target's distribution at a node, what is left of it after rejections.
 q: the distribution that the next child was drawn from. x: that child, as 1 at its token and 0 elsewhere.
 """
 
@@ -28,7 +28,7 @@ def drawn_from(q: Numbers, x: Numbers) -> Numbers:
 
 
 def acceptance_probability(p: Numbers, q: Numbers, x: Numbers, weight: Any = 1) -> Numbers:
-    """min(1, weight * p(x) / q(x)), [S]. In block verification the path above carries `weight`, and the result is x's own."""
+    """min(1, weight * p(x) / q(x)), [M]. In block verification the path above carries `weight`, and the result is x's own."""
     ratio: Any = weight * (p * x).sum(-1) / (q * x).sum(-1)
     probability: Numbers = ratio.clip(0, 1)
     return probability
@@ -50,7 +50,7 @@ def without(q: Numbers, x: Numbers) -> Numbers:
 
 
 def stopping_probability(weight: Numbers, p: Numbers, q: Numbers) -> Numbers:
-    """Block verification: the probability of keeping the path up to a node, given that it is not kept any further, [S].
+    """Block verification: the probability of keeping the path up to a node, given that it is not kept any further, [M].
 
     S / (S + 1 - weight) with S the sum of max(weight * p - q, 0), and 0 where S is.
     """

@@ -5,14 +5,9 @@ steps to it, else y ends it; at a leaf y is the bonus token. Exact for every tre
 Source: Daliri et al., "Coupling without communication and drafter-invariant speculative decoding" (2024), here on trees.
 """
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
-
-from specdec.round.accept.base import Accepted
-from specdec.round.batch import TreeRows
-from specdec.round.sample.sampling import SamplingBatch, choose
+from specdec.kernels.tree_walk import Accepted, walk_trees
+from specdec.round.accept.base import Verification
+from specdec.round.sample.draw import draw
 
 
 class SharedNoise:
@@ -21,33 +16,8 @@ class SharedNoise:
     name = "shared-noise"
     per_seed = True
 
-    def accept(
-        self,
-        tree: TreeRows,
-        logits_TV: Tensor,
-        sampling: SamplingBatch,
-        q: Sequence[Tensor | None] | None = None,  # noqa: ARG002 (the protocol's)
-    ) -> Accepted:
-        """See `AcceptanceRule.accept`; `q` is not read."""
-        return walk(tree, choose(tree, logits_TV, sampling))
-
-
-def walk(tree: TreeRows, chosen_T: Tensor) -> Accepted:
-    """Follow the target's own tokens down the trees. Tensors only: no shape and no branch depends on a value.
-
-    Args:
-        tree: the trees.
-        chosen_T: int64, the target's own token after each tree row.
-    """
-    matches_T = (tree.tokens_T == chosen_T[tree.parents_T]) | (tree.depths_T == 0)
-    kept_T = matches_T[tree.ancestors_TD].all(dim=1)
-    zeros_S = torch.zeros_like(tree.roots_S)
-    num_accepted_S = zeros_S.scatter_reduce(0, tree.sequences_T, torch.where(kept_T, tree.depths_T, 0), "amax")
-    # siblings differ, so at most one row of a depth is kept
-    is_last_T = kept_T & (tree.depths_T == num_accepted_S[tree.sequences_T])
-    rows_T = torch.arange(len(kept_T), device=kept_T.device)
-    last_S = zeros_S.scatter_reduce(0, tree.sequences_T, torch.where(is_last_T, rows_T, 0), "amax")
-    path_SD = tree.ancestors_TD[last_S]
-    depths_D = torch.arange(path_SD.shape[1], device=path_SD.device)
-    emitted_SD = chosen_T[path_SD].masked_fill(depths_D > num_accepted_S[:, None], -1)
-    return Accepted(num_accepted_S=num_accepted_S, path_SD=path_SD, emitted_SD=emitted_SD)
+    def accept(self, verification: Verification) -> Accepted:
+        """See `AcceptanceRule.accept`."""
+        rows, layout = verification.rows, verification.layout
+        drawn = draw(verification.logits_TV, rows, verification.sampling, verification.nucleus)
+        return walk_trees(rows, layout.nodes_M, layout.firsts_M, drawn.tokens_T, drawn.tops_T, drawn.settled_T)

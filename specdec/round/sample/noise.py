@@ -4,10 +4,7 @@ from enum import IntEnum
 
 from torch import Tensor
 
-from specdec.kernels.gumbel.reference import BLOCK, gumbel, gumbel_of_blocks, largest_gumbel, philox
 from specdec.kernels.gumbel.reference import uniform as _uniform
-
-__all__ = ["BLOCK", "Domain", "gumbel", "gumbel_of_blocks", "in_round", "largest_gumbel", "philox", "uniform"]
 
 
 class Domain(IntEnum):

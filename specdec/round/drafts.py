@@ -1,0 +1,137 @@
+"""The drafts of a round: what all drafters offer becomes one tree for each member.
+
+Legend of shape suffixes: M members, C candidates, S slots, X kinds of all drafters, L laws (C + 1), V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specdec.arrays import FloatArray, IntArray
+from specdec.draft.protocol import Drafter, Drafts, DraftView
+from specdec.kernels.commit import Verified
+from specdec.kernels.gumbel import Keys, gumbel_topk
+from specdec.kernels.tree_select import Candidates, select_trees
+from specdec.round.plan import PlanTables, RoundShape
+from specdec.round.sample.draw import Nucleus, Sampling, truncated
+from specdec.round.transfer import write
+
+
+@dataclass(frozen=True, slots=True)
+class DraftNames:
+    """How the kinds of all drafters are numbered: each drafter's follow those of the one before, and so do their names.
+
+    names: of all drafters. priors_X, sources_X: see `CandidateKinds`, sources as places in `names`.
+    """
+
+    names: tuple[str, ...]
+    priors_X: FloatArray
+    sources_X: IntArray
+
+    @staticmethod
+    def of(drafters: Sequence[Drafter]) -> "DraftNames":
+        """Of drafters in order."""
+        names: list[str] = []
+        priors, sources = [np.zeros(0)], [np.zeros(0, np.int64)]
+        for drafter in drafters:
+            priors.append(drafter.kinds.priors_X)
+            sources.append(drafter.kinds.sources_X + len(names))
+            names += drafter.names
+        return DraftNames(tuple(names), np.concatenate(priors), np.concatenate(sources))
+
+
+class Drafting:
+    """Asks the drafters, merges what they offer, and keeps what is worth a row.
+
+    Args:
+        drafters: in order of precedence where they offer the same path.
+        max_depth: drafts beyond it are dropped.
+        device: where the round runs.
+    """
+
+    def __init__(self, drafters: Sequence[Drafter], max_depth: int, device: torch.device) -> None:
+        self.drafters = tuple(drafters)
+        self.names = DraftNames.of(drafters)
+        self._max_depth = max_depth
+        self._chances_X = torch.tensor(self.names.priors_X, dtype=torch.float32, device=device)
+        self._sources_X = torch.tensor(self.names.sources_X, device=device)
+        firsts = np.cumsum([0, *(len(drafter.kinds.priors_X) for drafter in drafters)])
+        self._firsts = firsts.tolist()
+
+    def set_chances(self, chances_X: FloatArray) -> None:
+        """How likely each kind is right, as has been learned; what is underway still reads the old ones."""
+        write(self._chances_X, chances_X.astype(np.float32))
+
+    def trees(
+        self, view: DraftView, tables: PlanTables, shape: RoundShape, allowed_S: Tensor
+    ) -> tuple[Verified, Tensor | None]:
+        """The trees of a round, and the laws of sampled candidates, see `specdec.round.accept.base.Verification`.
+
+        allowed_S: int64, bits of the names that each slot may use; looked at where the shape says that somebody may not use
+        all.
+        """
+        candidates, laws, shared = self._offered(view)
+        if shape.restricted:
+            allowed_MC = allowed_S[view.slots_M, None] >> self._sources_X[candidates.kinds_MC] & 1
+            tokens_MC = torch.where(allowed_MC > 0, candidates.tokens_MC, -1)
+            candidates = Candidates(tokens_MC, candidates.parents_MC, candidates.kinds_MC)
+        trees = select_trees(
+            candidates,
+            self._chances_X,
+            tables.odds_M,
+            tables.budgets_M,
+            tables.least_1,
+            num_nodes=shape.nodes,
+            max_depth=self._max_depth,
+            shared=shared,
+        )
+        return Verified(candidates, trees), laws
+
+    def _offered(self, view: DraftView) -> tuple[Candidates, Tensor | None, bool]:
+        """All candidates side by side; laws; and whether two may have the same path. What was sampled stands alone, since its
+        law describes whole sets of siblings."""
+        found = [drafter.draft(view) for drafter in self.drafters]
+        for number, drafts in enumerate(found):
+            if drafts.laws_MLV is not None:
+                return _numbered(drafts, self._firsts[number]), drafts.laws_MLV, False
+        if len(found) == 1:
+            return _numbered(found[0], 0), None, found[0].repeats
+        places = np.cumsum([0, *(drafts.candidates.tokens_MC.shape[1] for drafts in found)]).tolist()
+        size = len(view.slots_M)
+        parts = [_numbered(drafts, first) for drafts, first in zip(found, self._firsts, strict=False)]
+        parents = [
+            torch.where(part.parents_MC >= 0, part.parents_MC + place, -1).expand(size, -1)
+            for part, place in zip(parts, places, strict=False)
+        ]
+        tokens = [part.tokens_MC.expand(size, -1) for part in parts]
+        kinds = [part.kinds_MC.expand(size, -1) for part in parts]
+        return Candidates(torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(kinds, 1)), None, True
+
+
+@dataclass(frozen=True, slots=True)
+class SharedNoiseRanking:
+    """See `specdec.draft.protocol.Ranking`."""
+
+    slots_M: Tensor
+    sampling: Sampling
+    nucleus: Nucleus
+
+    def __call__(self, logits_MV: Tensor, positions_M: Tensor, num: int) -> tuple[Tensor, Tensor]:
+        """See `Ranking`."""
+        keys = self.sampling.keys
+        scores_MV, _ = truncated(logits_MV, self.slots_M, self.sampling, self.nucleus)
+        own = Keys(keys.seeds_S, self.sampling.ones_S, keys.noisy_S)
+        sums_Mk, tokens_Mk = gumbel_topk(scores_MV.contiguous(), own, self.slots_M, positions_M, num)
+        log_q_MV = (logits_MV / keys.temperatures_S[self.slots_M, None]).log_softmax(dim=1)
+        return tokens_Mk, log_q_MV.gather(1, tokens_Mk).masked_fill(sums_Mk == -torch.inf, -torch.inf)
+
+
+def _numbered(drafts: Drafts, first: int) -> Candidates:
+    """A drafter's candidates, their kinds counted from `first`."""
+    candidates = drafts.candidates
+    if first == 0:
+        return candidates
+    return Candidates(candidates.tokens_MC, candidates.parents_MC, candidates.kinds_MC + first)

@@ -1,0 +1,375 @@
+"""The round: draft, lay out, verify, accept, commit, tell. One function of tensors, whatever the device.
+
+On a GPU a round is a CUDA graph, and the host enqueues the next one before it reads what this one told. On a CPU a round
+runs when it is enqueued, and drafts that were not found take no rows. Nothing else differs.
+
+Legend of shape suffixes: M members of a round, T tree rows, R rows, V vocabulary, H rounds whose outcome is kept, X integers.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specdec.arrays import FloatArray, IntArray
+from specdec.cache.kinds import Caches
+from specdec.draft.protocol import Drafter, DraftView, ObserveView, Starter
+from specdec.kernels.commit import Verified, commit
+from specdec.kernels.logit_edits import edit_logits
+from specdec.kernels.tree_rows import Layout, TreeRows
+from specdec.kernels.tree_select import MAX_NODES, Trees
+from specdec.round.accept.base import AcceptanceRule, Accepted, Verification
+from specdec.round.drafts import Drafting, SharedNoiseRanking
+from specdec.round.forward import Forward
+from specdec.round.graphs import Graphs
+from specdec.round.outcome import Outcome, outcome_width
+from specdec.round.plan import (
+    MOST_TREE_ROWS,
+    PlanTables,
+    RoundPlan,
+    RoundShape,
+    chunk_bucket,
+    flatten,
+    page_bucket,
+    power_of_two,
+    row_bucket,
+    spread,
+)
+from specdec.round.rows import Entries, lay_out
+from specdec.round.sample.draw import Nucleus
+from specdec.round.scores import ScoreRing
+from specdec.round.slots import Occupant, Slots
+
+TURNS_KEPT = 4  # outcomes in the ring, more than are ever underway
+GRAPH_CHUNK = 1024  # prompt rows of a round that is worth a graph
+
+
+@dataclass(slots=True)
+class _Underway:
+    """A round that was enqueued. firsts: the first tree row of each member."""
+
+    turn: int
+    plan: RoundPlan
+    shape: RoundShape
+    firsts: IntArray
+    seconds: float | None = None
+    done: torch.cuda.Event | None = None  # since when its outcome can be read
+    before: torch.cuda.Event | None = None  # the same of the round that it follows at once
+
+
+class Round:
+    """Runs rounds over slots.
+
+    Args:
+        forward: the target.
+        slots: the state of all sequences.
+        drafters: in order of precedence; see `Drafting`.
+        rule: how drafts are accepted.
+        entries: where rows write.
+        max_depth: of a tree.
+        max_chunk: prompt rows of a round.
+        fixed_shapes: whether no shape may depend on what was drafted, as where rounds are recorded.
+    """
+
+    def __init__(
+        self,
+        *,
+        forward: Forward,
+        slots: Slots,
+        drafters: Sequence[Drafter],
+        rule: AcceptanceRule,
+        entries: Entries,
+        max_depth: int,
+        max_chunk: int,
+        fixed_shapes: bool,
+    ) -> None:
+        self.forward = forward
+        self.slots = slots
+        self.drafting = Drafting(drafters, max_depth, forward.model.device)
+        self._rule = rule
+        self._entries = entries
+        self.fixed_shapes = fixed_shapes
+        self._reads = frozenset(name for drafter in drafters for name in drafter.reads)
+        self._device = forward.model.device
+        on_gpu = self._device.type == "cuda"
+        members = row_bucket(min(slots.num_slots, MOST_TREE_ROWS))
+        size = PlanTables.size(members, chunk_bucket(max_chunk), MOST_TREE_ROWS)
+        self._flat = torch.zeros(size, dtype=torch.int64, device=self._device)
+        self._staged = [torch.zeros(size, dtype=torch.int64, pin_memory=on_gpu) for _ in range(TURNS_KEPT)]
+        self._last_plan: IntArray = np.zeros(0, np.int64)
+        self._turns_1 = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._turn = 0  # the same as the host counts
+        most_told = members * outcome_width(MAX_NODES, True)
+        self._told_HX = torch.zeros(TURNS_KEPT, most_told, dtype=torch.int64, pin_memory=on_gpu)
+        self._read_HX = self._told_HX.numpy()  # the same memory
+        self._scores = ScoreRing(MOST_TREE_ROWS, TURNS_KEPT, forward.model.config.vocab_size, self._device)
+        self._done = [torch.cuda.Event(enable_timing=True) for _ in range(TURNS_KEPT)] if on_gpu else []  # type: ignore[no-untyped-call]
+        self._underway: deque[_Underway] = deque()
+        self.graphs = Graphs(self._launch, self._device, lambda shape: shape.chunk <= GRAPH_CHUNK)
+        self._trimmed: Layout | None = None  # of the round that just ran, where shapes follow drafts
+
+    @property
+    def caches(self) -> Caches:
+        """What the layers keep."""
+        return self.forward.caches
+
+    @property
+    def num_underway(self) -> int:
+        """Rounds enqueued whose outcome was not collected yet."""
+        return len(self._underway)
+
+    @torch.inference_mode()
+    def enter(self, slot: int, occupant: Occupant, allowed: int, group: str = "") -> None:
+        """A sequence takes a free slot.
+
+        Args:
+            slot: its number.
+            occupant: the sequence.
+            allowed: bits of the drafters' names that it may use.
+            group: whose it is; what drafters learn from one group is not offered to another.
+        """
+        self.slots.enter(slot, occupant, allowed)
+        self.slots.restricted[slot] = allowed != (1 << len(self.drafting.names.names)) - 1
+        self.caches.enter(slot, occupant.position, occupant.mark)
+        starter = Starter(occupant.tokens, occupant.num_prompt_tokens, occupant.sampling, occupant.prediction_ids, group)
+        for drafter in self.drafting.drafters:
+            drafter.enter(slot, starter)
+
+    @torch.inference_mode()
+    def leave(self, slot: int, output: Sequence[int]) -> None:
+        """A sequence is over; drafters may learn from `output`."""
+        for drafter in self.drafting.drafters:
+            drafter.leave(slot, output)
+
+    @torch.inference_mode()
+    def set_pages(self, slots: Sequence[int], indices: Sequence[int], pages: Sequence[int]) -> None:
+        """See `Slots.set_pages`."""
+        self.slots.set_pages(slots, indices, pages)
+
+    @torch.inference_mode()
+    def set_chances(self, chances_X: FloatArray) -> None:
+        """See `Drafting.set_chances`."""
+        self.drafting.set_chances(chances_X)
+
+    @torch.inference_mode()
+    def scrub(self, pages: Sequence[int]) -> None:
+        """See `CacheKind.scrub`."""
+        self.caches.scrub(pages)
+
+    @torch.inference_mode()
+    def enqueue(self, plan: RoundPlan) -> None:
+        """One more round. Between two rounds of a small model there is time for little more than this."""
+        shape = self.shape_of(plan)
+        follows = bool(self._underway) and shape in self.graphs
+        self._upload(flatten(plan, shape.members, shape.chunk, shape.trees, self.slots.spare))
+        self._turn += 1
+        rows = spread(plan.nodes, shape.trees)
+        entry = _Underway(self._turn, plan, shape, np.cumsum(rows) - rows)
+        started = time.perf_counter()
+        self.graphs.launch(shape)
+        if self._done:
+            entry.before = self._underway[-1].done if follows else None
+            entry.done = self._done[self._turn % TURNS_KEPT]
+            entry.done.record()
+        else:
+            entry.seconds = time.perf_counter() - started
+        if self._trimmed is not None:
+            entry.firsts = self._trimmed.firsts_M[: len(plan)].numpy()
+            nodes = int(self._trimmed.nodes_M.max())
+            entry.shape = shape._replace(trees=len(self._trimmed.trees_T), nodes=max(nodes, 1))
+        self._underway.append(entry)
+
+    def collect(self) -> Outcome:
+        """The outcome of the oldest round underway; waits for it."""
+        entry = self._underway.popleft()
+        if entry.done is not None:
+            entry.done.synchronize()
+            entry.seconds = entry.before.elapsed_time(entry.done) / 1e3 if entry.before is not None else None
+        shape, ring = entry.shape, entry.turn % TURNS_KEPT
+        width = outcome_width(shape.nodes, shape.drafting)
+        told = self._read_HX[ring, : shape.members * width].reshape(-1, width).copy()
+        if not shape.trees:
+            told[:] = 0
+            told[:, 1] = 1
+        scores = self._scores.read(entry.turn, shape.trees, entry.firsts) if shape.scored and shape.trees else None
+        return Outcome.read(told, entry.plan, shape, entry.seconds, scores)
+
+    def discard(self) -> None:
+        """Forget the rounds underway, after one of them failed."""
+        self._underway.clear()
+        with torch.inference_mode():
+            self._turns_1.fill_(self._turn)  # it may have been counted on one side only
+
+    def shape_of(self, plan: RoundPlan) -> RoundShape:
+        """The shape of a plan's round."""
+        slots, chosen = self.slots, plan.slots
+        truncated = bool(slots.truncated[chosen].any())
+        nucleus = Nucleus.NONE
+        if truncated:
+            wide = bool(slots.wide[chosen].any())
+            nucleus = (Nucleus.WIDE if wide else Nucleus.NARROW) if self.fixed_shapes else Nucleus.EXACT
+        trees, chunk, members = plan.num_nodes, plan.num_chunk, len(plan)
+        pages = min(plan.pages, slots.max_pages)
+        if self.fixed_shapes:
+            trees = row_bucket(trees) if trees else 0
+            chunk, members = chunk_bucket(chunk), row_bucket(members)
+            pages = self.page_bucket(pages, members)
+        largest = int(spread(plan.nodes, trees).max()) if trees else 1
+        return RoundShape(
+            members=members,
+            chunk=chunk,
+            trees=trees,
+            nodes=power_of_two(largest) if self.fixed_shapes else largest,
+            pages=pages,
+            chunk_members=_members_bucket(int(np.count_nonzero(plan.chunks)), self.fixed_shapes),
+            tree_members=_members_bucket(plan.num_trees, self.fixed_shapes),
+            drafting=plan.drafting and trees > 0,
+            nucleus=nucleus,
+            edited=bool(slots.edited[chosen].any()),
+            scored=bool(slots.scored[chosen].any()),
+            restricted=bool(slots.restricted[chosen].any()) and plan.drafting,
+            marked=plan.marks is not None,
+            lists=slots.list_room,
+            keepers=tuple(drafter.shape for drafter in self.drafting.drafters),
+        )
+
+    def page_bucket(self, count: int, members: int) -> int:
+        """Pages of a round's tables where its longest member holds `count`."""
+        return page_bucket(count, members, self.slots.max_pages)
+
+    def _upload(self, flat: IntArray) -> None:
+        """Without waiting for the rounds underway, which read the old plan; a plan that did not change is there already."""
+        if np.array_equal(flat, self._last_plan):
+            return
+        self._last_plan = flat
+        staged = self._staged[(self._turn + 1) % TURNS_KEPT][: len(flat)]
+        staged.numpy()[:] = flat
+        self._flat[: len(flat)].copy_(staged, non_blocking=True)
+
+    @torch.inference_mode()
+    def _launch(self, shape: RoundShape) -> None:
+        """All steps of a round, in order."""
+        tables = PlanTables(self._flat, shape.members, shape.chunk, shape.trees)
+        view = self._view(shape, tables)
+        verified, laws = None, None
+        if shape.drafting:
+            verified, laws = self.drafting.trees(view, tables, shape, self.slots.allowed_S)
+        self._trimmed = None
+        if verified is not None and not self.fixed_shapes:
+            tables, shape, verified = _trim(tables, shape, verified)
+            self._trimmed = tables.layout
+        trees = verified.trees if verified is not None else None
+        rows, tree_rows = lay_out(self.slots.texts, tables, shape, trees, self._turns_1, self._entries)
+        self.caches.begin(rows)
+        hidden_RE, captured = self.forward(rows, self._reads)
+        accepted = None
+        if shape.trees:
+            accepted = self._accept(shape, tables, tree_rows, hidden_RE, verified, laws)
+        for drafter in self.drafting.drafters:
+            hidden = {name: captured[name] for name in drafter.reads}
+            drafter.observe(ObserveView(view=view, rows=rows, trees=tree_rows, hidden=hidden, accepted=accepted))
+        if accepted is not None:
+            if shape.drafting and shape.nodes > 1:
+                self.caches.move(rows, tree_rows, accepted, tables.layout.nodes_M)
+            counts_SV = self.slots.sampling.edits.counts_SV if shape.edited else None
+            commit(self.slots.texts, tables.layout, accepted, verified, self._told_HX, self._turns_1, counts_SV)
+        self.caches.finish(rows)
+
+    def _view(self, shape: RoundShape, tables: PlanTables) -> DraftView:
+        sampling = self.slots.sampling
+        return DraftView(
+            slots_M=tables.layout.texts_M,
+            texts=self.slots.texts,
+            has_tree_M=tables.budgets_M > 0,
+            keys=sampling.keys,
+            rank=SharedNoiseRanking(tables.layout.texts_M, sampling, shape.nucleus),
+            num_nodes=shape.nodes,
+            num_pages=shape.pages,
+            page_size=self._entries.page_size,
+            spare_entry=self._entries.spare,
+        )
+
+    def _accept(
+        self,
+        shape: RoundShape,
+        tables: PlanTables,
+        rows: TreeRows,
+        hidden_RE: Tensor,
+        verified: Verified | None,
+        laws_MLV: Tensor | None,
+    ) -> Accepted:
+        """Logits of the tree rows, as requests want them edited; then the rule's decision."""
+        logits_TV = self.forward.logits(hidden_RE[shape.chunk :])
+        logs_TV = logits_TV.log_softmax(dim=-1) if shape.scored else None  # before they are edited
+        sampling = self.slots.sampling
+        if shape.edited:
+            edit_logits(logits_TV, rows, sampling.edits)
+        accepted = self._rule.accept(
+            Verification(
+                rows=rows,
+                layout=tables.layout,
+                logits_TV=logits_TV,
+                sampling=sampling,
+                nucleus=shape.nucleus,
+                verified=verified,
+                laws_MLV=laws_MLV,
+            )
+        )
+        if logs_TV is not None:
+            self._scores.tell(logs_TV, accepted, tables.layout.nodes_M > 0, self._turns_1)
+        return accepted
+
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """Rounds of this block leave the texts where they were."""
+        lengths_S, turns_1 = self.slots.texts.lengths_S.clone(), self._turns_1.clone()
+        yield
+        self.slots.texts.lengths_S.copy_(lengths_S)
+        self._turns_1.copy_(turns_1)
+
+    @torch.inference_mode()
+    def rehearse(self, plan: RoundPlan) -> RoundShape:
+        """Run a round that serves nobody, twice, and record it where it is worth that; texts stay where they were."""
+        shape = self.shape_of(plan)
+        self._upload(flatten(plan, shape.members, shape.chunk, shape.trees, self.slots.spare))
+        for _ in range(2):
+            with self.staying():
+                self.graphs.launch(shape)
+        self._last_plan = np.zeros(0, np.int64)
+        return shape
+
+    @torch.inference_mode()
+    def seconds_of(self, plan: RoundPlan) -> float:
+        """What a recorded round takes on the device with this plan."""
+        shape = self.shape_of(plan)
+        self._upload(flatten(plan, shape.members, shape.chunk, shape.trees, self.slots.spare))
+        return self.graphs.seconds(shape, self.staying)
+
+
+def _members_bucket(count: int, fixed: bool) -> int:
+    """Members of one kind, of which attention's launches need to know no more than about how many there are."""
+    return power_of_two(count) if fixed and count else count
+
+
+def _trim(tables: PlanTables, shape: RoundShape, verified: Verified) -> tuple[PlanTables, RoundShape, Verified]:
+    """As many rows as there are nodes, for a device that computes when it is told to and knows the counts."""
+    layout, trees = tables.layout, verified.trees
+    nodes_M = torch.where(layout.nodes_M > 0, trees.counts_M + 1, 0)
+    trees_T = torch.repeat_interleave(torch.arange(len(nodes_M), device=nodes_M.device), nodes_M)
+    largest = max(int(nodes_M.max()), 1)
+    trimmed = replace(layout, nodes_M=nodes_M, firsts_M=nodes_M.cumsum(0) - nodes_M, trees_T=trees_T)
+    kept = Trees(
+        trees.tokens_MN[:, :largest].contiguous(),
+        trees.parents_MN[:, :largest].contiguous(),
+        trees.picks_MN[:, :largest].contiguous(),
+        trees.counts_M,
+        trees.offers_M,
+        trees.survivals_MO,
+    )
+    changed = tables.with_layout(trimmed)
+    return changed, shape._replace(nodes=largest, trees=len(trees_T)), Verified(verified.candidates, kept)
