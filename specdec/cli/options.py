@@ -48,6 +48,13 @@ class EngineOption:
         keyword = inspect.Parameter.KEYWORD_ONLY
         return inspect.Parameter(self.field, keyword, default=default, annotation=Annotated[kind, said])
 
+    def words(self, value: object) -> list[str]:
+        """The words of a command line that give the field this value."""
+        if isinstance(value, bool):
+            return [self.flag if value else self._negative]
+        said = _joined(value) if isinstance(value, tuple) else str(value)
+        return [self.flag, said] if self.flag else [said]
+
     @property
     def _negative(self) -> str:
         return f"--no-{self.flag.removeprefix('--')}"
@@ -126,6 +133,16 @@ def engine_config(values: Mapping[str, Any]) -> EngineConfig:
     if isinstance(typed, str):
         return EngineConfig(**{**values, "drafters": drafters(typed, values.get("draft_model"))})
     return EngineConfig(**values)
+
+
+def arguments(config: EngineConfig) -> list[str]:
+    """What to type to get this config, where it differs from the defaults."""
+    found = []
+    for option in ENGINE_OPTIONS:
+        value = getattr(config, option.field)
+        if value != _DEFAULTS[option.field]:
+            found += option.words(value)
+    return found
 
 
 def names(text: str) -> tuple[str, ...]:

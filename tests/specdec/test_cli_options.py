@@ -22,7 +22,8 @@ EVERY_COMMAND_HELPS = """
 import sys
 from typer.testing import CliRunner
 from specdec.cli.app import app
-for command in (["serve"], ["generate"], ["info"], *(["bench", name] for name in ("speed", "acceptance", "lossless", "tune"))):
+benches = [["bench", name] for name in ("speed", "load", "acceptance", "lossless", "tune")]
+for command in (["serve"], ["generate"], ["info"], *benches):
     assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0
 print(*({"torch", "numpy", "aiohttp"} & set(sys.modules)))
 """
