@@ -36,6 +36,7 @@ gpu-bench:   ## every measurement on this machine's NVIDIA GPU, each into a file
 	$(GPU_PYTHON) -m specdec.bench.prefill | tee $(GPU_REPORTS)/prefill.txt
 	$(GPU_PYTHON) -m specdec bench speed --shape qwen3-30b-a3b --streams 1,8,32,64,128,256 --repeats 3 --max-tokens 128 \
 	  | tee $(GPU_REPORTS)/speed.txt
+	$(GPU_PYTHON) -m specdec bench load --shape qwen3-30b-a3b --drafter ngram --concurrency 1,8,32,128 | tee $(GPU_REPORTS)/load.txt
 	$(GPU_PYTHON) -m specdec.bench.loading --layers 2 4 | tee $(GPU_REPORTS)/loading.txt
 	$(GPU_PYTHON) -m specdec bench lossless smollm2-135m | tee $(GPU_REPORTS)/lossless.txt
 

@@ -207,8 +207,8 @@ def test_the_readme_maps_every_folder() -> None:
 
 
 def test_documents_link_to_what_exists_and_name_files_that_exist() -> None:
-    tops = "|".join(["specdec", "drafters", "kernels", "server", "tests", "docs", "typings"])
-    for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "kernels").rglob("*.md")]:
+    tops = "|".join(["specdec", "drafters", "kernels", "server", "tests", "examples", "docs", "typings"])
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "kernels").rglob("*.md")]:
         text = document.read_text(encoding="utf-8")
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
             assert (document.parent / link).exists(), f"{document} links to {link}"

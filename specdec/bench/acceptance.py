@@ -46,7 +46,7 @@ def run(settings: AcceptanceSettings, progress: Progress) -> dict[str, Any]:
     if not settings.config.drafters:
         raise ConfigError("There is nothing to accept without a drafter; name one with --drafter.")
     prompts = suite.select(suite.load(settings.suite), settings.content, settings.prompts_per_type)
-    config = replace(settings.config, prefix_cache=False, max_batch=1, cache_gb=settings.config.cache_gb or _CACHE_GB)
+    config = replace(settings.config, max_batch=settings.config.max_batch or 1, cache_gb=settings.config.cache_gb or _CACHE_GB)
     loaded = assemble.load(config, progress)
     plain = LLM(assemble.build(replace(config, drafters=(), draft_model=None), progress, loaded))
     room = plain.engine.max_model_len - settings.max_tokens
@@ -76,7 +76,8 @@ def run(settings: AcceptanceSettings, progress: Progress) -> dict[str, Any]:
             "acceptance": config.acceptance,
             "temperature": settings.temperature,
             "max_tokens": settings.max_tokens,
-            "decoding": "one request at a time, answers end by themselves, prefix cache off",
+            "decoding": "one request at a time, answers end by themselves",
+            "prefix_cache": config.prefix_cache,
             "baseline": "specdec without drafters, the same cases in turn",
             "repeats": settings.repeats,
             "suite": str(settings.suite) if settings.suite else "built-in",

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def ratio_rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             content,
-            *(_spread(found["ratios"][name]) for name in ratios),
+            *(spread(found["ratios"][name]) for name in ratios),
             f"{min(found['equal_tokens'].values(), default=1.0):.1%}",
         ]
         for content, found in results.items()
@@ -87,13 +87,13 @@ def acceptance_rows(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         rows.append([
             content,
             str(found["cases"]),
-            _spread(found["acceptance_length"]),
+            spread(found["acceptance_length"]),
             f"{found['draft_acceptance_rate']:.1%}",
             *(f"{depths[depth]:.1%}" if depth < len(depths) else "-" for depth in (0, 3)),
             ", ".join(f"{name} {share:.0%}" for name, share in found["accepted_share_by_drafter"].items()) or "-",
             f"{found['tokens_per_second']['plain']:.1f}",
             f"{found['tokens_per_second']['drafted']:.1f}",
-            _spread(found["speedup"]),
+            spread(found["speedup"]),
         ])  # fmt: skip
     return header, rows
 
@@ -175,10 +175,10 @@ def _markdown(data: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
-def _spread(spread: dict[str, float]) -> str:
-    """The range is left out where there is none to tell: one repeat, one prompt."""
-    low, high = spread["low"], spread["high"]
-    return f"{spread['median']:.2f} ({low:.2f}..{high:.2f})" if low != high else f"{spread['median']:.2f}"
+def spread(found: Mapping[str, float]) -> str:
+    """A median with its range, which is left out where there is none to tell: one repeat, one prompt."""
+    median, low, high = found["median"], found["low"], found["high"]
+    return f"{median:.2f} ({low:.2f}..{high:.2f})" if low != high else f"{median:.2f}"
 
 
 def _plain(value: object) -> str:

@@ -56,7 +56,7 @@ def run(settings: SpeedSettings, progress: Progress) -> dict[str, Any]:
         ConfigError: a bad setting, model or suite.
     """
     prompts = suite.select(suite.load(settings.suite), settings.content, settings.prompts_per_type)
-    config = replace(settings.config, prefix_cache=False, max_batch=1, cache_gb=settings.config.cache_gb or _CACHE_GB)
+    config = replace(settings.config, max_batch=settings.config.max_batch or 1, cache_gb=settings.config.cache_gb or _CACHE_GB)
     loaded = assemble.load(config, progress)
     baseline = _baseline(config, loaded, progress) if settings.against_transformers else []
     plain = LLM(assemble.build(replace(config, drafters=(), draft_model=None), progress, loaded))
@@ -184,7 +184,7 @@ def _settings(settings: SpeedSettings, config: EngineConfig, llm: LLM, cases: Ca
         "decoding": f"greedy, {settings.max_tokens} new tokens each, stop tokens forbidden, one request at a time",
         "drafters": list(config.drafters),
         "predictions_given": settings.predictions,
-        "prefix_cache": False,
+        "prefix_cache": config.prefix_cache,
         "prompt_lookup_num_tokens": transformers_baseline.PROMPT_LOOKUP_TOKENS if settings.against_transformers else None,
         "repeats": settings.repeats,
         "suite": str(settings.suite) if settings.suite else "built-in",

@@ -1,4 +1,4 @@
-"""Medians with their range, and bootstrap intervals over prompts."""
+"""Medians with their range, percentiles, and bootstrap intervals over prompts."""
 
 import statistics
 from collections.abc import Sequence
@@ -24,6 +24,25 @@ class Spread:
 def over_repeats(values: Sequence[float]) -> Spread:
     """Median, minimum and maximum."""
     return Spread(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The middle and the end of a distribution."""
+
+    p50: float
+    p99: float
+
+
+def tail(values: Sequence[float], counts: Sequence[int] | None = None) -> Tail | None:
+    """Percentiles, between two values on the line that joins them; None of nothing. counts: how often each value counts."""
+    found = np.asarray(values, np.float64)
+    if counts is not None:
+        found = np.repeat(found, counts)
+    if not found.size:
+        return None
+    p50, p99 = np.percentile(found, [50, 99])
+    return Tail(float(p50), float(p99))
 
 
 def ratio_over_prompts(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Spread:

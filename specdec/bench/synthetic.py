@@ -55,8 +55,7 @@ def run(settings: ShapeSettings, progress: Progress) -> dict[str, Any]:
     loaded = load_shape(settings.shape, dtype=settings.config.dtype, device=settings.config.device)
     base = replace(
         settings.config,
-        prefix_cache=False,
-        max_batch=max(settings.streams),
+        max_batch=settings.config.max_batch or max(settings.streams),
         cache_gb=settings.config.cache_gb or _cache_gb(settings, loaded.model),
         draft_model=None,
     )

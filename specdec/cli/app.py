@@ -1,24 +1,15 @@
 """The command line: `specdec serve`, `generate`, `info` and `bench`."""
 
-import errno
-import gc
-import logging
-import socket
 import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from specdec import __version__
-from specdec.cli import bench, generate, info, options
-from specdec.cli.progress import RichProgress
-from specdec.config import DEFAULT_MODEL, EngineConfig
-from specdec.errors import ConfigError, SpecdecError
+from specdec.cli import bench, generate, info, serve
+from specdec.errors import SpecdecError
 
-_LOG_LEVELS = ("debug", "info", "warning", "error")
 _USER_ERROR = 2
-_PORT_TAKEN = "Port {port} of {host} is in use by another program; choose another one with --port."
 
 
 class _Commands(typer.core.TyperGroup):
@@ -39,9 +30,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Lossless tree speculative decoding: the model's own tokens, sooner.",
 )
-app.add_typer(bench.app, name="bench")
+app.command()(serve.serve)
 app.command()(generate.generate)
 app.command()(info.info)
+app.add_typer(bench.app, name="bench")
 
 
 def _show_version(wanted: bool) -> None:
@@ -57,110 +49,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-def serve(
-    model: options.Model = DEFAULT_MODEL,
-    drafter: options.Drafter = options.DEFAULT_DRAFTER_LIST,
-    draft_model: options.DraftModel = None,
-    acceptance: options.Acceptance = options.DEFAULTS.acceptance,
-    max_tree_nodes: options.MaxTreeNodes = options.DEFAULTS.max_tree_nodes,
-    max_tree_depth: options.MaxTreeDepth = options.DEFAULTS.max_tree_depth,
-    no_adaptive: options.NoAdaptive = False,
-    dtype: options.Dtype = options.DEFAULTS.dtype,
-    device: options.Device = options.DEFAULTS.device,
-    threads: options.Threads = None,
-    depth: options.Depth = None,
-    max_model_len: options.MaxModelLen = None,
-    max_batch: options.MaxBatch = options.DEFAULTS.max_batch,
-    cache_gb: options.CacheGb = options.DEFAULTS.cache_gb,
-    page_size: options.PageSize = options.DEFAULTS.page_size,
-    chunk_tokens: options.ChunkTokens = options.DEFAULTS.chunk_tokens,
-    no_prefix_cache: options.NoPrefixCache = False,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
-    api_key: Annotated[
-        str | None, typer.Option(help="Ask clients for this bearer key.", envvar="SPECDEC_API_KEY", show_envvar=True)
-    ] = None,
-    served_model_name: Annotated[str | None, typer.Option(help="The model's name in the API.")] = None,
-    log_level: Annotated[str, typer.Option(help=f"{', '.join(_LOG_LEVELS)}.")] = "info",
-) -> None:
-    """Serve a model over an OpenAI-compatible API."""
-    config = EngineConfig(
-        model=model,
-        dtype=dtype,
-        device=device,
-        drafters=options.drafters(drafter, draft_model),
-        draft_model=draft_model,
-        acceptance=acceptance,
-        max_model_len=max_model_len,
-        max_batch=max_batch,
-        cache_gb=cache_gb,
-        page_size=page_size,
-        chunk_tokens=chunk_tokens,
-        max_tree_nodes=max_tree_nodes,
-        max_tree_depth=max_tree_depth,
-        prefix_cache=not no_prefix_cache,
-        adaptive=not no_adaptive,
-        depth=depth,
-        num_threads=threads,
-    )
-    if log_level not in _LOG_LEVELS:
-        raise ConfigError(f"log_level must be one of {', '.join(_LOG_LEVELS)}, not {log_level!r}.")
-    logging.basicConfig(level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    check_port(host, port)
-    raise typer.Exit(_serve(config, host, port, api_key, served_model_name))
-
-
-def check_port(host: str, port: int) -> None:
-    """Find out before minutes of loading. ConfigError where nobody can listen there."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise _listening_error(error, host, port) from error
-
-
-def _serve(config: EngineConfig, host: str, port: int, api_key: str | None, served_model_name: str | None) -> int:
-    from specdec.assemble import build  # brings torch, which --help should not wait for
-    from specdec.server.app import create_app
-    from specdec.server.app import serve as listen
-
-    console = Console(stderr=True)
-    assembled = build(config, RichProgress(console))
-    name = served_model_name or assembled.model_name
-    gc.collect()
-    gc.freeze()  # what is there stays; to look through it again and again would hold up all streams for a tenth of a second
-    console.print(info.banner(assembled), highlight=False, markup=False, soft_wrap=True)
-
-    def greet() -> None:
-        console.print(_greeting(host, port, name, api_key is not None), highlight=False, markup=False, soft_wrap=True)
-
-    try:
-        return listen(create_app(assembled, api_key=api_key, served_model_name=name), host, port, greet)
-    except OSError as error:
-        raise _listening_error(error, host, port) from error
-    finally:
-        gc.unfreeze()  # some libraries complain of what is not freed at the end
-
-
-def _listening_error(error: OSError, host: str, port: int) -> ConfigError:
-    if error.errno == errno.EADDRINUSE:
-        return ConfigError(_PORT_TAKEN.format(host=host, port=port))
-    return ConfigError(f"Cannot listen on {host} port {port}: {error.strerror or error}.")
-
-
-def _greeting(host: str, port: int, name: str, with_key: bool) -> str:
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-    key = ' -H "Authorization: Bearer $SPECDEC_API_KEY"' if with_key else ""
-    return (
-        f"Serving {name} at http://{reachable}:{port}/v1   (Ctrl-C ends it)\n"
-        f"Try: curl http://{reachable}:{port}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
-        f"""  -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'"""
-    )
 
 
 def main() -> None:

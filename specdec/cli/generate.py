@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from specdec.cli import options
+from specdec.cli.options import takes_engine
 from specdec.cli.progress import RichProgress
 from specdec.config import EngineConfig
 from specdec.errors import ConfigError
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
+@takes_engine(max_batch=1, cache_gb=1.0)
 def generate(
-    model: options.Model,
+    config: EngineConfig,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt; standard input if not given.")] = None,
     chat: Annotated[
         bool | None,
@@ -40,30 +41,8 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the model's stop token.")] = False,
     prediction: Annotated[str, typer.Option(help="Text that the answer is expected to resemble.")] = "",
-    drafter: options.Drafter = options.DEFAULT_DRAFTER_LIST,
-    draft_model: options.DraftModel = None,
-    acceptance: options.Acceptance = options.DEFAULTS.acceptance,
-    max_tree_nodes: options.MaxTreeNodes = options.DEFAULTS.max_tree_nodes,
-    dtype: options.Dtype = options.DEFAULTS.dtype,
-    device: options.Device = options.DEFAULTS.device,
-    threads: options.Threads = None,
-    max_model_len: options.MaxModelLen = None,
-    cache_gb: options.CacheGb = 1.0,
 ) -> None:
     """Generate text from a prompt."""
-    config = EngineConfig(
-        model=model,
-        dtype=dtype,
-        device=device,
-        drafters=options.drafters(drafter, draft_model),
-        draft_model=draft_model,
-        acceptance=acceptance,
-        max_tree_nodes=max_tree_nodes,
-        max_model_len=max_model_len,
-        max_batch=1,
-        cache_gb=cache_gb,
-        num_threads=threads,
-    )
     sampling = SamplingParams(
         temperature=temperature,
         top_k=top_k,

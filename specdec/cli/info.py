@@ -1,13 +1,13 @@
 """`specdec info`: what a model is and needs; and what `specdec serve` says about itself when it starts."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from specdec.cli.options import Model
-from specdec.cli.progress import RichProgress
+from specdec.cli.options import takes_engine
+from specdec.cli.progress import RichProgress, on_stderr
+from specdec.config import EngineConfig
 
 if TYPE_CHECKING:
     from specdec.assemble import Assembled
@@ -21,24 +21,22 @@ _DRAFTERS = (
 )
 
 
-def info(
-    model: Model,
-    draft_model: Annotated[str | None, typer.Option(help="Also say whether this model can draft for it.")] = None,
-) -> None:
+@takes_engine({"model", "draft_model"})
+def info(config: EngineConfig) -> None:
     """Show what a model is, the memory it needs and the drafters that fit it."""
     from specdec.models.info import model_info  # brings torch, which --help should not wait for
     from specdec.models.source import resolve
 
     console = Console()
-    progress = RichProgress(Console(stderr=True))
-    source = resolve(model, progress, weights=False)
+    progress = on_stderr()
+    source = resolve(config.model, progress, weights=False)
     described = model_info(source)
-    table = Table(title=model, show_header=False, title_justify="left")
+    table = Table(title=config.model, show_header=False, title_justify="left")
     for name, value in _rows(described):
         table.add_row(name, value)
     for name, verdict in _DRAFTERS:
         table.add_row(f"drafter {name}", verdict)
-    table.add_row("drafter draft-model", _draft_verdict(source, described, draft_model, progress))
+    table.add_row("drafter draft-model", _draft_verdict(source, described, config.draft_model, progress))
     console.print(table)
 
 

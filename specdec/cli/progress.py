@@ -32,3 +32,8 @@ class RichProgress:
         with Bars(*columns, console=self._console, transient=True) as bars:
             shown = bars.add_task(description, total=total)
             yield lambda units: bars.advance(shown, units)
+
+
+def on_stderr() -> RichProgress:
+    """Bars beside what a command prints as its result."""
+    return RichProgress(Console(stderr=True))

@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from specdec import __version__
-from specdec.cli.app import _greeting, app, check_port
+from specdec.cli.app import app
 from specdec.cli.generate import _ctrl_c_noted, summary
 from specdec.cli.options import drafters
+from specdec.cli.serve import _greeting, check_port
 from specdec.errors import ConfigError
 from specdec.request import RequestOutput, SpeculationStats
 
