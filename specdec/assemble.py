@@ -284,7 +284,6 @@ def _planner(config: EngineConfig, sizes: _Sizes, round_: Round, costs: Sequence
     names = round_.drafting.names
     planner = Planner(
         names.priors_X,
-        names.sources_X,
         num_slots=sizes.max_batch,
         max_nodes=config.max_tree_nodes,
         max_rows=MOST_TREE_ROWS,

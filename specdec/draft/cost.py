@@ -12,13 +12,18 @@ from specdec.arrays import FloatArray, IntArray
 ROW_BUCKETS = np.array(
     [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192]
 )
+_MOST_ROWS = int(ROW_BUCKETS[-1])  # more are held to cost the same
+_COLUMNS = np.searchsorted(ROW_BUCKETS, np.arange(_MOST_ROWS + 1))  # the bucket of each number of rows
 _STEPPED_ROWS = 64
+_LOOKED_UP = 513  # numbers of rows whose cost is kept: all rounds without long prompts
+# rows are padded to buckets up to here
+_PADDED = np.where(np.arange(_MOST_ROWS + 1) <= _STEPPED_ROWS, ROW_BUCKETS[_COLUMNS], np.arange(_MOST_ROWS + 1))
 _FIRST_CONTEXT = 256  # contexts are told apart by powers of two from here
 _NUM_CONTEXTS = 16
 # the next four: fitted on rounds of SmolLM2 and of a 30B mixture of experts on an H200, whose medians drift by a percent a
 # minute
 _SMOOTHING = 0.1  # weight of a new measurement
-_DRIFT = 0.01  # an estimate that moves less leaves the curves as they are
+_DRIFT = 0.02  # an estimate that moves less leaves the curves as they are
 _OUTLIER = 2.0  # a measurement moves an estimate as if it were at most this factor away
 _TELLING = 0.05  # of a row's cost: smaller differences between two rounds tell nothing about repeats
 
@@ -29,7 +34,7 @@ class CostTable:
     def __init__(self) -> None:
         self._seconds = np.full((_NUM_CONTEXTS, len(ROW_BUCKETS)), np.nan)
         self._drawn = self._seconds.copy()  # what `_curves` were drawn from
-        self._curves: dict[int, FloatArray] = {}
+        self._curves: dict[int, tuple[FloatArray, FloatArray]] = {}
         self._repeats = np.ones(len(ROW_BUCKETS))  # share of its own cost that a repeated row costs, by row bucket
         self._drafting: float | None = None  # seconds that drafting adds, whatever is verified
 
@@ -60,50 +65,62 @@ class CostTable:
 
     def shift(self, seconds: float, context: int) -> None:
         """A round of one row takes `seconds`: what was measured so far lacks as much of every round."""
-        one = np.ones(1, np.int64)
-        self._seconds += seconds - float(self.seconds(one, one, context)[0])
+        self._seconds += seconds - self.plain(1, context)
         self._drawn[:] = self._seconds
         self._curves.clear()
 
     def seconds(self, rows: IntArray, distinct: FloatArray | IntArray, context: int) -> FloatArray:
         """The expected seconds of rounds without drafting; never less for more rows. All 1 before the first measurement."""
-        curve = self._curve(context_bucket(context))
-        whole, least = _along(curve, rows), _along(curve, np.minimum(distinct, rows))
-        weight = self._repeats[np.minimum(np.searchsorted(ROW_BUCKETS, rows), len(ROW_BUCKETS) - 1)]
-        mixed: FloatArray = least + weight * (whole - least)
+        curve, by_rows = self._curve(context_bucket(context))
+        rows = np.minimum(rows, _MOST_ROWS)
+        least = np.interp(distinct, ROW_BUCKETS, curve)
+        whole = by_rows[rows] if rows.max() < len(by_rows) else np.interp(_PADDED[rows], ROW_BUCKETS, curve)
+        mixed: FloatArray = least + self._repeats[_COLUMNS[rows]] * (whole - least)
         return mixed
+
+    def plain(self, rows: int, context: int) -> float:
+        """The same of one round whose rows all differ."""
+        return float(self._whole(self._curve(context_bucket(context)), rows))
+
+    @staticmethod
+    def _whole(curves: tuple[FloatArray, FloatArray], rows: int) -> float:
+        curve, by_rows = curves
+        return float(by_rows[rows] if rows < len(by_rows) else np.interp(rows, ROW_BUCKETS, curve))
 
     @property
     def _known(self) -> bool:
         return not bool(np.isnan(self._seconds).all())
 
     def _observe_rows(self, rows: int, context: int, seconds: float) -> None:
-        bucket = context_bucket(context)
-        column = min(int(np.searchsorted(ROW_BUCKETS, rows)), len(ROW_BUCKETS) - 1)
+        bucket, rows = context_bucket(context), min(rows, _MOST_ROWS)
+        column = _COLUMNS[rows]
         old = self._seconds[bucket, column]
         if self._known:
-            curve = self._curve(bucket)
-            seconds *= curve[column] / float(_along(curve, np.array([rows]))[0])
+            curves = self._curve(bucket)
+            curve = curves[0]
+            seconds *= curve[column] / self._whole(curves, rows)
             expected = curve[column] if np.isnan(old) else old
-            seconds = float(np.clip(seconds, expected / _OUTLIER, expected * _OUTLIER))
+            seconds = min(max(seconds, expected / _OUTLIER), expected * _OUTLIER)
         self._seconds[bucket, column] = seconds if np.isnan(old) else old + _SMOOTHING * (seconds - old)
         if not abs(self._seconds[bucket, column] / self._drawn[bucket, column] - 1) < _DRIFT:  # also where it is NaN
             self._drawn[:] = self._seconds
             self._curves.clear()
 
     def _observe_repeats(self, rows: int, distinct: int, context: int, seconds: float) -> None:
-        curve = self._curve(context_bucket(context))
-        least, whole = _along(curve, np.array([distinct, rows])).tolist()
+        curves = self._curve(context_bucket(context))
+        curve, rows = curves[0], min(rows, _MOST_ROWS)
+        least, whole = float(np.interp(distinct, ROW_BUCKETS, curve)), self._whole(curves, rows)
         if whole - least < _TELLING * curve[0]:
             return
-        column = min(int(np.searchsorted(ROW_BUCKETS, rows)), len(ROW_BUCKETS) - 1)
-        share = float(np.clip((seconds - least) / (whole - least), 0.0, 1.0))
+        column = _COLUMNS[rows]
+        share = min(max((seconds - least) / (whole - least), 0.0), 1.0)
         self._repeats[column] += _SMOOTHING * (share - self._repeats[column])
 
-    def _curve(self, bucket: int) -> FloatArray:
-        """float64 [row buckets] of one context bucket."""
+    def _curve(self, bucket: int) -> tuple[FloatArray, FloatArray]:
+        """float64 [row buckets] of one context bucket; the same by numbers of rows, as these are padded, for the first few."""
         if bucket not in self._curves:
-            self._curves[bucket] = _monotone(self._fill(bucket))
+            curve = _monotone(self._fill(bucket))
+            self._curves[bucket] = curve, np.interp(_PADDED[:_LOOKED_UP], ROW_BUCKETS, curve)
         return self._curves[bucket]
 
     def _fill(self, bucket: int) -> FloatArray:
@@ -120,15 +137,6 @@ class CostTable:
             ratio = self._drawn[bucket, own] / curve[own]
             curve = curve * np.exp(np.interp(ROW_BUCKETS, ROW_BUCKETS[own], np.log(ratio)))
         return curve
-
-
-def _along(curve: FloatArray, rows: FloatArray | IntArray) -> FloatArray:
-    """Seconds of so many rows. Up to `_STEPPED_ROWS` whole rows cost what the next larger bucket costs, as where rows are
-    padded to buckets; between larger ones, and between whole rows, the cost is linear."""
-    places = np.minimum(np.searchsorted(ROW_BUCKETS, rows), len(ROW_BUCKETS) - 1)
-    whole = (rows <= _STEPPED_ROWS) & (rows == np.floor(rows))
-    found: FloatArray = np.interp(np.where(whole, ROW_BUCKETS[places], rows), ROW_BUCKETS, curve)
-    return found
 
 
 def _interpolate(seconds: FloatArray) -> FloatArray:

@@ -33,31 +33,37 @@ class Forecast:
             first[filled:end], filled = survival, end
         self._first_O = first
         self._means_SO = np.tile(first, (num_slots + 1, 1))
-        self._last_SO = self._means_SO.copy()
         self._there_SO = self._means_SO.copy()  # mean of whether there was an n-th candidate
         self._rounds_S = np.zeros(num_slots + 1)
+        self._next_SO = np.zeros_like(self._means_SO)  # what follows from all that
 
     def enter(self, slot: int) -> None:
         """A sequence of which nothing is known."""
-        self._means_SO[slot] = self._last_SO[slot] = self._first_O
+        self._means_SO[slot] = self._first_O
         self._there_SO[slot] = np.minimum(3 * self._first_O, 1.0)
         self._rounds_S[slot] = 0
+        self._next_SO[slot] = 0.0
 
     def known(self, slots: IntArray) -> BoolArray:
         """bool [M]: whether enough is known of a sequence to verify anything."""
         ready: BoolArray = self._rounds_S[slots] >= _FIRST_ROUNDS
         return ready
 
-    def expect(self, slots: IntArray, width: int) -> tuple[FloatArray, FloatArray]:
-        """float64 [M, width] each: the chance that a sequence's best candidate, its second, ... survives, and that there is
-        one."""
-        means_MO = self._means_SO[slots, :width]
-        return means_MO + _TOWARDS_LAST * (self._last_SO[slots, :width] - means_MO), self._there_SO[slots, :width]
+    def expect(self, slots: IntArray) -> FloatArray:
+        """float64 [M, O]: the chance that a sequence's best candidate, its second, ... survives; 0 where too little is
+        known."""
+        return self._next_SO[slots]
+
+    def there(self, slots: IntArray) -> FloatArray:
+        """float64 [M, O]: the chance that there is a best candidate, a second, ..."""
+        return self._there_SO[slots]
 
     def observe(self, slots: IntArray, survivals_MO: FloatArray) -> None:
         """What was offered to some sequences."""
-        weights_M1 = np.maximum(1.0 / (self._rounds_S[slots] + _PRIOR_ROUNDS), _LEAST_WEIGHT)[:, None]
-        self._means_SO[slots] += weights_M1 * (survivals_MO - self._means_SO[slots])
-        self._there_SO[slots] += weights_M1 * ((survivals_MO > 0) - self._there_SO[slots])
-        self._last_SO[slots] = survivals_MO
-        self._rounds_S[slots] += 1
+        rounds_M, means_MO, there_MO = self._rounds_S[slots], self._means_SO[slots], self._there_SO[slots]
+        weights_M1 = np.maximum(1.0 / (rounds_M + _PRIOR_ROUNDS), _LEAST_WEIGHT)[:, None]
+        means_MO += weights_M1 * (survivals_MO - means_MO)
+        there_MO += weights_M1 * ((survivals_MO > 0) - there_MO)
+        known_M1 = (rounds_M >= _FIRST_ROUNDS - 1)[:, None]
+        self._next_SO[slots] = known_M1 * (means_MO + _TOWARDS_LAST * (survivals_MO - means_MO))
+        self._means_SO[slots], self._there_SO[slots], self._rounds_S[slots] = means_MO, there_MO, rounds_M + 1

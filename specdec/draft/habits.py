@@ -25,16 +25,17 @@ class Habits:
     def __init__(self, num_slots: int) -> None:
         self._offsets_S = np.zeros(num_slots + 1)
         self._curvatures_S = np.full(num_slots + 1, _FIRST_WEIGHT / 4)  # of an outcome at even odds: p (1 - p)
+        self._odds_S = np.ones(num_slots + 1)  # as they are told
 
     def enter(self, slot: int, temperature: float) -> None:
         """A sequence of which nothing is known but its temperature."""
         self._offsets_S[slot] = _PER_TEMPERATURE * (min(temperature, 2.0) - 1.0) if temperature > 0 else 0.0
         self._curvatures_S[slot] = _FIRST_WEIGHT / 4
+        self._tell(slot)
 
     def odds(self, slots: IntArray) -> FloatArray:
         """What the odds of a sequence's drafts are beside those of others."""
-        steps = np.round(np.clip(self._offsets_S[slots], -_MOST, _MOST) / _STEP)
-        odds: FloatArray = np.exp(steps * _STEP)
+        odds: FloatArray = self._odds_S[slots]
         return odds
 
     def observe(self, slots_N: IntArray, chances_N: FloatArray, right_N: BoolArray) -> None:
@@ -45,3 +46,8 @@ class Habits:
         self._curvatures_S += np.bincount(slots_N, weights=own_N * (1.0 - own_N), minlength=size)
         np.minimum(self._curvatures_S, _MOST_WEIGHT / 4, out=self._curvatures_S)
         self._offsets_S += np.bincount(slots_N, weights=right_N - own_N, minlength=size) / self._curvatures_S
+        self._tell(slots_N)
+
+    def _tell(self, slots: IntArray | int) -> None:
+        steps = np.round(np.minimum(np.maximum(self._offsets_S[slots], -_MOST), _MOST) / _STEP)
+        self._odds_S[slots] = np.exp(steps * _STEP)

@@ -5,7 +5,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,17 +13,17 @@ from specdec.arrays import BoolArray
 from specdec.draft.planner import Planner, Seen
 from specdec.engine.admission import Admission
 from specdec.engine.metrics import EngineMetrics
-from specdec.engine.output import emit, output, read_logprobs
+from specdec.engine.output import emit, read_logprobs
 from specdec.engine.scheduler import Scheduler
 from specdec.engine.sequence import NO_SLOT, Sequence, Sink, Turn
-from specdec.engine.statistics import count_round
+from specdec.engine.statistics import count_drafts, count_step
 from specdec.errors import RequestError
 from specdec.request import FinishReason, Request, RequestOutput
 from specdec.round.outcome import Outcome
 from specdec.round.plan import RoundPlan
 from specdec.round.round import Round
 from specdec.round.sample.draw import Nucleus
-from specdec.round.slots import Occupant
+from specdec.round.slots import Needs, Occupant
 from specdec.text.tokenizer import TextStream, Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -74,10 +73,11 @@ class Engine:
         self._scheduler = scheduler
         self._planner = planner
         self._names = round_.drafting.names.names
+        self._kind_names = [self._names[source] for source in round_.drafting.names.sources_X.tolist()]
         self._tokenizer = tokenizer
         self._admission = admission
         self._depth = depth
-        self._underway: deque[list[tuple[Turn, int]]] = deque()  # turns with their sequences' epochs
+        self._underway: deque[list[Turn]] = deque()
         self._sequences: dict[str, Sequence] = {}  # touched by the stepping thread only
         self._num_rounds = 0
         self._context = 1  # tokens of the longest sequence of the last round
@@ -173,52 +173,45 @@ class Engine:
         """Everything that the device has to know, then the round."""
         self._welcome()
         self._tell_pages()
-        plan, turns = self._plan(turns)
+        plan = self._plan(turns)
         if (chances := self._planner.new_chances()) is not None:
             self._round.set_chances(chances)
         self._round.enqueue(plan)
         for turn, nodes in zip(turns, plan.nodes.tolist(), strict=True):
             sequence = turn.sequence
-            sequence.num_enqueued = turn.first + turn.chunk
-            sequence.ahead += nodes
-            sequence.trees_underway += nodes > 0
-        self._underway.append([(turn, turn.sequence.epoch) for turn in turns])
+            if turn.chunk:
+                sequence.num_enqueued = turn.first + turn.chunk
+            if nodes:
+                sequence.ahead += nodes
+                sequence.trees_underway += 1
+        self._underway.append(turns)
 
-    def _plan(self, turns: list[Turn]) -> tuple[RoundPlan, list[Turn]]:
+    def _plan(self, turns: list[Turn]) -> RoundPlan:
         """How many nodes each tree gets, as far as there are pages for them: speculation never takes a page from another
         sequence, and the scheduler has seen to the roots."""
         slots = np.array([turn.sequence.slot for turn in turns], np.int64)
-        most = np.array([self._most_nodes(turn) for turn in turns], np.int64)
+        most = np.array([turn.most_nodes for turn in turns], np.int64)
         chunks = np.array([turn.chunk for turn in turns], np.int64)
-        context = self._context = max(turn.sequence.most_tokens for turn in turns)
+        context = self._context = max([len(turn.sequence.tokens) + turn.sequence.ahead for turn in turns])
         budgets = self._planner.plan(slots, most, int(chunks.sum()), context)
         nodes = budgets.nodes
         for index in np.flatnonzero(nodes > 1).tolist():
             nodes[index] = self._fit(turns[index].sequence, int(nodes[index]))
-        marks = np.array([turn.mark for turn in turns], np.int64)
-        marked = bool((marks >= 0).any())
+        marked = any(turn.mark >= 0 for turn in turns)
         plan = RoundPlan(
             slots=slots,
             firsts=np.array([turn.first for turn in turns], np.int64),
             chunks=chunks,
             nodes=nodes,
-            pages=max(len(turn.sequence.pages) for turn in turns),
+            pages=max([len(turn.sequence.pages) for turn in turns]),
             odds=budgets.odds,
             least=budgets.least,
             drafting=budgets.drafting,
-            marks=marks if marked else None,
+            marks=np.array([turn.mark for turn in turns], np.int64) if marked else None,
             mark_slots=np.array([turn.mark_slot for turn in turns], np.int64) if marked else None,
         )
         self._tell_pages()
-        return plan, turns
-
-    def _most_nodes(self, turn: Turn) -> int:
-        """Nodes that a tree may have. The round that ends a prompt brings its root alone: there are more shapes of such rounds
-        than their drafts are worth recordings."""
-        wish = turn.sequence.request.speculation
-        if not wish.enabled or turn.chunk or not turn.most_nodes:
-            return min(turn.most_nodes, 1)
-        return turn.most_nodes if wish.max_nodes is None else min(turn.most_nodes, wish.max_nodes)
+        return plan
 
     def _fit(self, sequence: Sequence, nodes: int) -> int:
         """As many of the nodes as there are pages for."""
@@ -268,25 +261,25 @@ class Engine:
         if pages:
             self._round.set_pages(slots, indices, pages)
 
-    def _settle(self, entries: SequenceOf[tuple[Turn, int]], outcome: Outcome) -> None:
+    def _settle(self, turns: list[Turn], outcome: Outcome) -> None:
         """Each sequence takes its tokens; those that end leave. What came after an end is void."""
-        present = [entry[0].sequence.epoch == entry[1] for entry in entries]
+        present = [turn.sequence.epoch == turn.epoch for turn in turns]
         self._learn(outcome, np.array(present))
-        accepted, sound = outcome.accepted.tolist(), outcome.sound.tolist()
-        nodes = outcome.plan.nodes.tolist()
-        for index, (turn, _) in enumerate(entries):
+        columns = (outcome.plan.nodes, outcome.sound, outcome.accepted, outcome.drafted, outcome.emitted)
+        told = zip(*(column.tolist() for column in columns), strict=True)
+        for index, (turn, (nodes, sound, accepted, drafted, emitted)) in enumerate(zip(turns, told, strict=True)):
             if not present[index]:
                 continue
             sequence = turn.sequence
             if turn.chunk:
                 self._scheduler.commit(sequence, turn.first + turn.chunk)
-                self._scheduler.settle_mark(turn, sound[index])
-            if not nodes[index]:
+                self._scheduler.settle_mark(turn, sound)
+            if not nodes:
                 continue
-            sequence.ahead -= nodes[index]
+            sequence.ahead -= nodes
             sequence.trees_underway -= 1
-            if sound[index]:
-                self._take(sequence, outcome, index, accepted[index])
+            if sound:
+                self._take(sequence, outcome, index, emitted[: accepted + 1], drafted)
             else:
                 self._retry(sequence, outcome.shape.nucleus)
 
@@ -299,35 +292,41 @@ class Engine:
             self._planner.costs.observe(rows, distinct, self._context, outcome.seconds, shape.drafting)
         if shape.drafting:
             chosen = present & outcome.sound & (plan.nodes > 0)
-            self._planner.observe(
-                Seen(
-                    slots=plan.slots[chosen],
-                    accepted=outcome.accepted[chosen],
-                    drafted=outcome.drafted[chosen],
-                    offers=outcome.offers[chosen],
-                    offered=outcome.offered[chosen],
-                    paths=outcome.paths[chosen],
-                    kinds=outcome.kinds[chosen],
-                    parents=outcome.parents[chosen],
-                    survivals=outcome.survivals[chosen],
-                )
+            seen = Seen(
+                slots=plan.slots,
+                accepted=outcome.accepted,
+                drafted=outcome.drafted,
+                offers=outcome.offers,
+                offered=outcome.offered,
+                paths=outcome.paths,
+                kinds=outcome.kinds,
+                parents=outcome.parents,
+                survivals=outcome.survivals,
             )
+            self._planner.observe(seen if chosen.all() else Seen._make(column[chosen] for column in seen))
 
-    def _take(self, sequence: Sequence, outcome: Outcome, index: int, accepted: int) -> None:
-        """What a round emitted for a sequence."""
-        num_cached = len(sequence.tokens) + accepted
-        emission = emit(sequence, outcome.emitted[index, : accepted + 1].tolist())
-        self._scheduler.commit(sequence, min(num_cached, len(sequence.tokens) - 1))
-        kept = min(accepted, len(emission.token_ids))
-        drafted = count_round(sequence.stats, outcome, index, kept, self._names, self._planner.sources)
-        self.metrics.on_tokens(sequence, len(emission.token_ids), drafted, kept)
-        self._deliver(sequence, output(sequence, emission, read_logprobs(sequence, emission.token_ids, outcome, index)))
+    def _take(self, sequence: Sequence, outcome: Outcome, index: int, emitted: list[int], drafted: int) -> None:
+        """What a round emitted for a sequence. This runs for every member of every round."""
+        result = emit(sequence, emitted)
+        num_tokens = len(result.token_ids)
+        self._scheduler.commit(sequence, len(sequence.tokens) - 1)
+        if drafted:
+            kept = min(len(emitted) - 1, num_tokens)
+            count_drafts(sequence.stats, outcome, index, kept, self._kind_names)
+            self.metrics.on_drafts(drafted, kept)
+        count_step(sequence.stats, min(len(emitted) - 1, num_tokens))
+        self.metrics.on_tokens(sequence, num_tokens)
+        if outcome.scores is not None:
+            result.logprobs = read_logprobs(sequence, result.token_ids, outcome, index)
+        if result.finish_reason is not None:
+            self._end(sequence, result.finish_reason)
+        sequence.sink(result)
 
     def _retry(self, sequence: Sequence, nucleus: Nucleus) -> None:
         """A round was void: where its nucleus was too wide for the round, the next one knows; else nothing helps."""
-        slots = self._round.slots
-        if nucleus is Nucleus.NARROW and slots.truncated[sequence.slot]:
-            slots.wide[sequence.slot] = True
+        needs = self._round.slots.needs
+        if nucleus is Nucleus.NARROW and needs[sequence.slot] & Needs.TRUNCATED:
+            needs[sequence.slot] |= Needs.WIDE
             return
         self._round.scrub(sequence.pages)
         self._scheduler.spoil(sequence.pages)
@@ -357,12 +356,12 @@ class Engine:
 
     def _fail_round(self, turns: Iterable[Turn], message: str) -> None:
         """Whatever was underway is lost with the round."""
-        entries = [entry for round_ in self._underway for entry in round_]
-        lost = [turn.sequence for turn in turns] + [turn.sequence for turn, epoch in entries if turn.sequence.epoch == epoch]
+        lost = [*turns, *(turn for round_ in self._underway for turn in round_)]
         self._underway.clear()
         self._round.discard()
-        for sequence in lost:
-            self._fail(sequence, message)
+        for turn in lost:
+            if turn.sequence.epoch == turn.epoch:
+                self._fail(turn.sequence, message)
 
     def _report(self) -> None:
         self.metrics.on_round()

@@ -44,7 +44,8 @@ class EngineMetrics:
         self._between = self._histogram("inter_token_latency_seconds", "Mean time between the tokens of a request")
         self._whole = self._histogram("e2e_request_latency_seconds", "From submission to the end")
         self._num_preemptions = 0
-        self._uncounted = 0  # tokens of this round
+        self._uncounted = self._uncounted_drafts = 0  # tokens of this round
+        self._uncounted_lengths: dict[int, int] = {}  # drafts accepted -> trees of this round
 
     def _counter(self, name: str, description: str) -> Counter:
         return Counter(f"specdec:{name}", description, ["model_name"], registry=self.registry).labels(self._model)
@@ -69,26 +70,38 @@ class EngineMetrics:
         self._prompt_tokens.inc(sequence.num_prompt_tokens)
         self._cached_tokens.inc(sequence.num_prefix_hits)
 
-    def on_tokens(self, sequence: Sequence, num_tokens: int, num_drafts: int, num_accepted: int) -> None:
-        """A round verified drafts of a request and emitted `num_tokens`; drafts accepted past its end do not count."""
-        num_accepted = min(num_accepted, num_tokens)
+    def on_tokens(self, sequence: Sequence, num_tokens: int) -> None:
+        """A round emitted so many tokens of a request."""
         self._uncounted += num_tokens
         if sequence.first_token_at is None and num_tokens:
             sequence.first_token_at = time.monotonic()
             self._first_token.observe(sequence.first_token_at - sequence.arrival)
-        if num_drafts:
-            self._drafts.inc()
-            self._draft_tokens.inc(num_drafts)
-            self._accepted.inc(num_accepted)
-            while len(self._accepted_here) < num_accepted:
-                self._accepted_here.append(self._accepted_at.labels(self._model, str(len(self._accepted_here))))
-            for counter in self._accepted_here[:num_accepted]:
-                counter.inc()
+
+    def on_drafts(self, num_drafts: int, num_accepted: int) -> None:
+        """A round verified drafts of a request; those accepted past its end do not count."""
+        self._uncounted_drafts += num_drafts
+        lengths = self._uncounted_lengths
+        lengths[num_accepted] = lengths.get(num_accepted, 0) + 1
 
     def on_round(self) -> None:
-        """Count the tokens of the round before, once for all requests: a counter takes longer than a sum."""
+        """Count what the round before gave, once for all requests: a counter takes longer than a sum."""
         self._generated.inc(self._uncounted)
         self._uncounted = 0
+        if self._uncounted_drafts:
+            self._draft_tokens.inc(self._uncounted_drafts)
+            for length, count in self._uncounted_lengths.items():
+                self._count_trees(length, count)
+            self._uncounted_drafts = 0
+            self._uncounted_lengths.clear()
+
+    def _count_trees(self, num_accepted: int, count: int) -> None:
+        """So many trees had so many drafts accepted."""
+        self._drafts.inc(count)
+        self._accepted.inc(num_accepted * count)
+        while len(self._accepted_here) < num_accepted:
+            self._accepted_here.append(self._accepted_at.labels(self._model, str(len(self._accepted_here))))
+        for counter in self._accepted_here[:num_accepted]:
+            counter.inc(count)
 
     def on_finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """A request is over."""

@@ -82,8 +82,10 @@ class Scheduler:
         self._admit()
         turns, budget = [], self._chunk_tokens
         for sequence in self.running:
-            turn = self._turn(sequence, budget)
-            if turn is not None:
+            if sequence.num_enqueued >= sequence.prompt_end:
+                if (most := self._most_nodes(sequence)) > 0:
+                    turns.append(Turn(sequence, sequence.epoch, 0, 0, most))
+            elif (turn := self._reading_turn(sequence, budget)) is not None:
                 budget -= turn.chunk
                 turns.append(turn)
         return turns
@@ -127,16 +129,20 @@ class Scheduler:
         held = [sequence.slot for sequence in self.running]
         assert sorted([*held, *self._slots]) == list(range(self._max_batch)), "every slot is free or held once"
 
-    def _turn(self, sequence: Sequence, budget: int) -> Turn | None:
-        """A sequence's part in the next round; None where it sits out."""
+    def _most_nodes(self, sequence: Sequence) -> int:
+        """Nodes that the next tree may have; each tree underway adds a token at least."""
+        held = len(sequence.tokens)
+        left = sequence.longest - held - sequence.trees_underway
+        return min(left, self._max_model_len - held - sequence.ahead + 1, sequence.most_nodes)
+
+    def _reading_turn(self, sequence: Sequence, budget: int) -> Turn | None:
+        """The part in the next round of a sequence whose prompt is not read; None where it sits out. The round that ends the
+        prompt brings its root alone: there are more shapes of such rounds than their drafts are worth recordings."""
         first = sequence.num_enqueued
         chunk = min(sequence.prompt_end - first, budget)
         if first + chunk < sequence.prompt_end:
-            return self._marked(Turn(sequence, first, chunk, 0)) if chunk else None
-        # each tree underway adds a token at least
-        left = sequence.sampling.max_tokens - sequence.num_output_tokens - sequence.trees_underway
-        most = min(left, self._max_model_len - sequence.most_tokens + 1)
-        return self._marked(Turn(sequence, first, chunk, most)) if most >= 1 else None
+            return self._marked(Turn(sequence, sequence.epoch, first, chunk, 0)) if chunk else None
+        return self._marked(Turn(sequence, sequence.epoch, first, chunk, 1)) if self._most_nodes(sequence) > 0 else None
 
     def _marked(self, turn: Turn) -> Turn:
         """A prompt's state is kept at the end of its last full page."""
@@ -151,7 +157,8 @@ class Scheduler:
         index = 0
         while index < len(self.running):
             sequence = self.running[index]
-            if self.grow(sequence, sequence.most_tokens):
+            wanted = len(sequence.tokens) + sequence.ahead
+            if wanted <= len(sequence.pages) * self.page_size or self.grow(sequence, wanted):
                 index += 1
             elif underway:
                 return False

@@ -39,22 +39,24 @@ class Sequence:
     admitted: bool = False  # it had a slot once
     first_token_at: float | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
+    request_id: str = field(init=False)
+    num_prompt_tokens: int = field(init=False)
+    longest: int = field(init=False)  # tokens when it has all that it asked for
+    most_nodes: int = field(init=False)  # of its trees, as the request limits them
 
-    @property
-    def request_id(self) -> str:
-        return self.request.request_id
+    def __post_init__(self) -> None:
+        wish = self.request.speculation
+        self.request_id, self.num_prompt_tokens = self.request.request_id, len(self.request.prompt_ids)
+        self.longest = self.num_prompt_tokens + self.request.sampling.max_tokens
+        self.most_nodes = 1 if not wish.enabled else self.longest if wish.max_nodes is None else wish.max_nodes
 
     @property
     def sampling(self) -> SamplingParams:
         return self.request.sampling
 
     @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_ids)
-
-    @property
     def num_output_tokens(self) -> int:
-        return len(self.tokens) - len(self.request.prompt_ids)
+        return len(self.tokens) - self.num_prompt_tokens
 
     @property
     def most_tokens(self) -> int:
@@ -70,9 +72,10 @@ class Sequence:
 
 class Turn(NamedTuple):
     """A sequence's part in one round: `chunk` prompt tokens from position `first` on, and a tree of at most `most_nodes` nodes
-    (0: its prompt goes on)."""
+    (0: its prompt goes on). It is void when the sequence has left the slot that it had in `epoch`."""
 
     sequence: Sequence
+    epoch: int
     first: int
     chunk: int
     most_nodes: int

@@ -4,6 +4,7 @@ The host names slots and counts. It says no token of an answer, and where a deco
 device does. Legend of shape suffixes: M members of a round, C prompt rows, T tree rows.
 """
 
+import functools
 from bisect import bisect_left
 from copy import copy
 from dataclasses import dataclass
@@ -50,6 +51,17 @@ class RoundPlan:
 
     def __len__(self) -> int:
         return len(self.slots)
+
+    def rows(self, trees: int) -> IntArray:
+        """int64 [M]: rows of each member, `trees` together: as many as it has nodes, and what is left over shared out
+        evenly."""
+        if trees not in self._rows:
+            self._rows[trees] = spread(self.nodes, trees)
+        return self._rows[trees]
+
+    @cached_property
+    def _rows(self) -> dict[int, IntArray]:
+        return {}
 
     @cached_property
     def num_chunk(self) -> int:
@@ -110,6 +122,7 @@ class _Fields(NamedTuple):
     end: slice
 
     @staticmethod
+    @functools.cache
     def of(members: int, chunk: int, trees: int) -> "_Fields":
         sizes = [members] * 8 + [-(-(members + 1) // 2), trees, chunk, chunk, chunk, 1]
         ends = np.cumsum(sizes).tolist()
@@ -162,7 +175,7 @@ def flatten(plan: RoundPlan, members: int, chunk: int, trees: int, spare: int) -
     """
     fields, count = _Fields.of(members, chunk, trees), len(plan)
     flat = np.zeros(fields.end.stop, np.int64)
-    rows = spread(plan.nodes, trees)
+    rows = plan.rows(trees)
     ends = plan.firsts + plan.chunks
     flat[fields.slots] = spare
     flat[fields.bases] = flat[fields.marks] = -1
@@ -184,11 +197,10 @@ def flatten(plan: RoundPlan, members: int, chunk: int, trees: int, spare: int) -
 
 
 def spread(nodes: IntArray, trees: int) -> IntArray:
-    """Rows of each member, `trees` together: as many as it has nodes, and what is left over shared out evenly."""
-    owners = np.flatnonzero(nodes)
+    """See `RoundPlan.rows`."""
     left = trees - int(nodes.sum())
-    rows = nodes.copy()
-    if left and len(owners):
+    owners, rows = np.flatnonzero(nodes) if left else nodes[:0], nodes.copy()
+    if len(owners):
         rows[owners] += left // len(owners)
         rows[owners[: left % len(owners)]] += 1
     return rows

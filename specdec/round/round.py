@@ -38,12 +38,11 @@ from specdec.round.plan import (
     page_bucket,
     power_of_two,
     row_bucket,
-    spread,
 )
 from specdec.round.rows import Entries, lay_out
 from specdec.round.sample.draw import Nucleus
 from specdec.round.scores import ScoreRing
-from specdec.round.slots import Occupant, Slots
+from specdec.round.slots import Needs, Occupant, Slots
 
 TURNS_KEPT = 4  # outcomes in the ring, more than are ever underway
 GRAPH_CHUNK = 1024  # prompt rows of a round that is worth a graph
@@ -133,8 +132,7 @@ class Round:
             allowed: bits of the drafters' names that it may use.
             group: whose it is; what drafters learn from one group is not offered to another.
         """
-        self.slots.enter(slot, occupant, allowed)
-        self.slots.restricted[slot] = allowed != (1 << len(self.drafting.names.names)) - 1
+        self.slots.enter(slot, occupant, allowed, allowed != (1 << len(self.drafting.names.names)) - 1)
         self.caches.enter(slot, occupant.position, occupant.mark)
         starter = Starter(occupant.tokens, occupant.num_prompt_tokens, occupant.sampling, occupant.prediction_ids, group)
         for drafter in self.drafting.drafters:
@@ -168,7 +166,7 @@ class Round:
         follows = bool(self._underway) and shape in self.graphs
         self._upload(flatten(plan, shape.members, shape.chunk, shape.trees, self.slots.spare))
         self._turn += 1
-        rows = spread(plan.nodes, shape.trees)
+        rows = plan.rows(shape.trees)
         entry = _Underway(self._turn, plan, shape, np.cumsum(rows) - rows)
         started = time.perf_counter()
         self.graphs.launch(shape)
@@ -207,19 +205,18 @@ class Round:
 
     def shape_of(self, plan: RoundPlan) -> RoundShape:
         """The shape of a plan's round."""
-        slots, chosen = self.slots, plan.slots
-        truncated = bool(slots.truncated[chosen].any())
+        slots = self.slots
+        needs = Needs(int(np.bitwise_or.reduce(slots.needs[plan.slots])))
         nucleus = Nucleus.NONE
-        if truncated:
-            wide = bool(slots.wide[chosen].any())
-            nucleus = (Nucleus.WIDE if wide else Nucleus.NARROW) if self.fixed_shapes else Nucleus.EXACT
+        if Needs.TRUNCATED in needs:
+            nucleus = (Nucleus.WIDE if Needs.WIDE in needs else Nucleus.NARROW) if self.fixed_shapes else Nucleus.EXACT
         trees, chunk, members = plan.num_nodes, plan.num_chunk, len(plan)
         pages = min(plan.pages, slots.max_pages)
         if self.fixed_shapes:
             trees = row_bucket(trees) if trees else 0
             chunk, members = chunk_bucket(chunk), row_bucket(members)
             pages = self.page_bucket(pages, members)
-        largest = int(spread(plan.nodes, trees).max()) if trees else 1
+        largest = int(plan.rows(trees).max()) if trees else 1
         return RoundShape(
             members=members,
             chunk=chunk,
@@ -230,9 +227,9 @@ class Round:
             tree_members=_members_bucket(plan.num_trees, self.fixed_shapes),
             drafting=plan.drafting and trees > 0,
             nucleus=nucleus,
-            edited=bool(slots.edited[chosen].any()),
-            scored=bool(slots.scored[chosen].any()),
-            restricted=bool(slots.restricted[chosen].any()) and plan.drafting,
+            edited=Needs.EDITED in needs,
+            scored=Needs.SCORED in needs,
+            restricted=Needs.RESTRICTED in needs and plan.drafting,
             marked=plan.marks is not None,
             lists=slots.list_room,
             keepers=tuple(drafter.shape for drafter in self.drafting.drafters),

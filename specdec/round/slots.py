@@ -7,12 +7,13 @@ of a list, F fields of one type.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntFlag, auto
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.arrays import BoolArray
+from specdec.arrays import IntArray
 from specdec.kernels.gumbel import Keys
 from specdec.kernels.logit_edits import IN_PROMPT, Edits
 from specdec.kernels.tree_rows import Texts
@@ -24,6 +25,16 @@ from specdec.round.transfer import to_device, write
 
 _FEW_ENTRIES = 64  # of a list; the lists of all slots grow when a request brings more
 _ALWAYS = 1 << 62  # a position that no token reaches
+
+
+class Needs(IntFlag):
+    """Steps of a round that a slot's parameters ask for."""
+
+    TRUNCATED = auto()
+    WIDE = auto()  # its nucleus was found too wide for `Nucleus.NARROW`
+    EDITED = auto()
+    SCORED = auto()
+    RESTRICTED = auto()  # it may not use every drafter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,12 +117,7 @@ class Slots:
             "truncated_S": truncated_S,
             "ones_S": torch.ones(size, dtype=torch.float32, device=device),
         }
-        # what the host keeps, to choose which steps a round needs
-        self.truncated: BoolArray = np.zeros(size, np.bool_)
-        self.edited: BoolArray = np.zeros(size, np.bool_)
-        self.scored: BoolArray = np.zeros(size, np.bool_)
-        self.wide: BoolArray = np.zeros(size, np.bool_)  # its nucleus was found too wide for `Nucleus.NARROW`
-        self.restricted: BoolArray = np.zeros(size, np.bool_)  # may not use every drafter
+        self.needs: IntArray = np.zeros(size, np.int64)  # `Needs`; the host keeps it, to choose the steps of a round
 
     @property
     def sampling(self) -> Sampling:
@@ -123,13 +129,14 @@ class Slots:
         """Entries that each list has room for; recorded rounds know the lists of one size."""
         return self._lists[0].shape[1]
 
-    def enter(self, slot: int, occupant: Occupant, allowed: int) -> None:
+    def enter(self, slot: int, occupant: Occupant, allowed: int, restricted: bool) -> None:
         """A sequence takes a slot; what is underway still reads what was there.
 
         Args:
             slot: free.
             occupant: the sequence.
             allowed: bits of the drafters that it may use.
+            restricted: whether some are missing.
         """
         sampling, size = occupant.sampling, self._vocab_size
         entries = _biases(occupant, size)
@@ -150,8 +157,12 @@ class Slots:
             self._write_list(slot, entries)
         if sampling.has_penalties:
             self._count(slot, occupant)
-        self.truncated[slot], self.edited[slot] = truncated, bool(entries) or sampling.has_penalties
-        self.scored[slot], self.wide[slot] = sampling.logprobs is not None, False
+        self.needs[slot] = (
+            Needs.TRUNCATED * truncated
+            | Needs.EDITED * (bool(entries) or sampling.has_penalties)
+            | Needs.SCORED * (sampling.logprobs is not None)
+            | Needs.RESTRICTED * restricted
+        )
 
     def set_pages(self, slots: Sequence[int], indices: Sequence[int], pages: Sequence[int]) -> None:
         """The page of some places in some slots' tables."""

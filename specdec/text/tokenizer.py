@@ -7,7 +7,7 @@ that one rule, so a stream's pieces add up to the decoded whole.
 import codecs
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -84,6 +84,11 @@ class Tokenizer:
             known = self._bytes[token] = b"" if special else _token_bytes(self._backend, self._byte_level, token)
         return known
 
+    @functools.cached_property
+    def texts(self) -> "Mapping[int, str | None]":
+        """By token: the text that it stands for by itself, None where its bytes are not whole characters."""
+        return _Texts(self.token_bytes)
+
     @property
     def strips_first_space(self) -> bool:
         """Whether a text's first space is the tokenizer's own."""
@@ -115,6 +120,21 @@ class Tokenizer:
         return compile_template(self._template_source)
 
 
+class _Texts(dict[int, str | None]):
+    """Filled as it is asked."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._token_bytes = token_bytes
+
+    def __missing__(self, token: int) -> str | None:
+        try:
+            self[token] = self._token_bytes(token).decode("utf-8")
+        except UnicodeDecodeError:
+            self[token] = None
+        return self[token]
+
+
 class TextDelta(NamedTuple):
     """What some tokens added to a stream."""
 
@@ -134,7 +154,9 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stop = stop
         self._min_tokens = min_tokens
+        self._texts = tokenizer.texts
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._within = False  # a character has begun and not ended
         self._strip = tokenizer.strips_first_space
         self._held = ""  # searched for stop strings, may be the beginning of one
         self._num_tokens = 0
@@ -144,10 +166,10 @@ class TextStream:
         """Consume tokens up to the one that completes a stop string. After that, tokens are refused."""
         assert not self._stopped, "a stopped stream takes no more tokens"
         if not self._stop:
-            return TextDelta(self._characters(b"".join(map(self._tokenizer.token_bytes, token_ids))), None, len(token_ids))
+            return TextDelta(self._text(token_ids), None, len(token_ids))
         ready = []
         for consumed, token in enumerate(token_ids, 1):
-            text = self._characters(self._tokenizer.token_bytes(token))
+            text = self._text((token,))
             self._num_tokens += 1
             if self._num_tokens <= self._min_tokens:
                 ready.append(text)
@@ -170,8 +192,17 @@ class TextStream:
         text, self._held = self._held + self._characters(b"", final=True), ""
         return text
 
+    def _text(self, token_ids: Sequence[int]) -> str:
+        """What tokens add. Most stand for whole characters, which need no decoder; this runs for every token of all streams."""
+        if not (self._within or self._strip):
+            found = [self._texts[token] for token in token_ids]
+            if None not in found:
+                return "".join(found)  # type: ignore[arg-type]
+        return self._characters(b"".join(map(self._tokenizer.token_bytes, token_ids)))
+
     def _characters(self, new: bytes, final: bool = False) -> str:
         text = self._decoder.decode(new, final)
+        self._within = bool(self._decoder.getstate()[0])
         if self._strip and text:
             text, self._strip = text.removeprefix(" "), False
         return text
