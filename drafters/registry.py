@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from specdec.config import EngineConfig
 from specdec.draft.protocol import Drafter
 from specdec.drafters.adversarial import AdversarialDrafter
-from specdec.drafters.draft_model import DraftModelDrafter, TreeModel
 from specdec.drafters.ngram import NgramDrafter
 from specdec.drafters.prediction import PredictionDrafter
 from specdec.drafters.suffix import SuffixDrafter
 from specdec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from specdec.drafters.draft_model import TreeModel
 
 NO_DRAFTERS = "none"
 
@@ -25,7 +28,7 @@ class DrafterResources:
 
     vocab_size: int
     samples: bool = False
-    draft_model_factory: Callable[[], TreeModel] | None = None
+    draft_model_factory: "Callable[[], TreeModel] | None" = None
     oracle: Mapping[str, Sequence[int]] | None = None
 
 
@@ -49,6 +52,8 @@ def _adversarial(source: int, resources: DrafterResources) -> Drafter:
 
 
 def _draft_model(source: int, resources: DrafterResources) -> Drafter:
+    from specdec.drafters.draft_model import DraftModelDrafter  # brings torch, which the names do without
+
     if resources.draft_model_factory is None:
         raise ConfigError("The drafter draft-model needs a model of its own; name it with --draft-model.")
     model = resources.draft_model_factory()

@@ -4,8 +4,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from specdec.request import Request, SamplingParams, SpeculationParams
-from specdec.round.sample.sampling import resolve_seed
+from specdec.request import Request, SamplingParams, SpeculationParams, resolve_seed
 from specdec.server.schema import ChatBody, CompletionBody, GenerationBody
 from specdec.text.tokenizer import Tokenizer
 

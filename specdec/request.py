@@ -1,5 +1,7 @@
 """What a caller asks for and what comes back: plain data, no torch."""
 
+import hashlib
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -7,7 +9,7 @@ from enum import StrEnum
 from specdec.errors import RequestError
 
 MAX_TOP_LOGPROBS = 20
-_MAX_SEED = 2**63 - 1
+_SEED_BITS = 63
 
 
 class FinishReason(StrEnum):
@@ -54,7 +56,7 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             _require(token >= 0, "logit_bias", token, "token ids of 0 or more")
             _require(-100.0 <= bias <= 100.0, "logit_bias", bias, "biases between -100 and 100")
-        _require(0 <= self.seed <= _MAX_SEED, "seed", self.seed, "between 0 and 2**63-1")
+        _require(0 <= self.seed < 1 << _SEED_BITS, "seed", self.seed, "between 0 and 2**63-1")
         _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
         _require(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "between 0 and max_tokens")
         _require(all(self.stop), "stop", self.stop, "non-empty strings")
@@ -149,6 +151,16 @@ class RequestOutput:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     stats: SpeculationStats | None = None
+
+
+def resolve_seed(seed: int | None, choice: int = 0) -> int:
+    """The seed of one of a request's n choices, 63 bits; fresh where the user gave none. Choice 0 keeps the user's."""
+    if seed is None:
+        return secrets.randbits(_SEED_BITS)
+    if choice == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}:{choice}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> (64 - _SEED_BITS)
 
 
 def _require(ok: bool, param: str, value: object, allowed: str) -> None:

@@ -6,12 +6,13 @@ A drafter never changes the output, only the speed: it may be wrong, late or sil
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from specdec.draft.tree import DraftTree
 from specdec.request import SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +38,7 @@ class Proposal:
     """
 
     tree: DraftTree
-    q: Tensor | None = None
+    q: "Tensor | None" = None
 
 
 @dataclass(kw_only=True, slots=True)  # not frozen, which takes long: there is one for every sequence in every round
@@ -51,7 +52,7 @@ class Observation:
 
     request_id: str
     emitted: Sequence[int]
-    hidden: Tensor | None = None
+    hidden: "Tensor | None" = None
 
 
 class Drafter(Protocol):

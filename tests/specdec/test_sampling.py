@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specdec.draft.tree import DraftTree
-from specdec.request import SamplingParams
+from specdec.request import SamplingParams, resolve_seed
 from specdec.round.batch import TreeRows, tree_rows
 from specdec.round.sample.noise import gumbel
 from specdec.round.sample.sampling import (
@@ -20,7 +20,6 @@ from specdec.round.sample.sampling import (
     finite_rows,
     logprobs,
     probabilities,
-    resolve_seed,
     shared_noise_topk,
 )
 

@@ -7,8 +7,6 @@ Every step is row by row: the bits of a row depend on that row, its history and 
 Shape suffixes: T tree rows, N any rows, V vocabulary, S sequences, D depth, K candidates.
 """
 
-import hashlib
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -23,8 +21,6 @@ from specdec.request import SamplingParams
 from specdec.round.batch import TreeRows
 from specdec.round.sample.candidates import Keys, Truncation, race, sort_descending, truncate
 from specdec.round.sample.noise import Domain
-
-_SEED_BITS = 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,13 +299,3 @@ def read_logs(logs_NV: Tensor, tokens_N: Tensor, top: int) -> tuple[Tensor, Tens
 def finite_rows(logits_NV: Tensor) -> Tensor:
     """bool [N]: rows that a token can be drawn from. A NaN, an infinity or nothing but -inf spoils its row only."""
     return torch.isfinite(logits_NV.amax(dim=-1))
-
-
-def resolve_seed(seed: int | None, choice: int = 0) -> int:
-    """The seed of one of a request's n choices, 63 bits; fresh where the user gave none. Choice 0 keeps the user's."""
-    if seed is None:
-        return secrets.randbits(_SEED_BITS)
-    if choice == 0:
-        return seed
-    digest = hashlib.blake2b(f"{seed}:{choice}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> (64 - _SEED_BITS)
