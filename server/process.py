@@ -156,17 +156,15 @@ def _no_interrupts() -> Iterator[None]:
 def _run(sock: socket.socket, build: Build, describe: Describe, prepare: Callable[[], None] | None) -> None:
     """The new process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)  # loading may be left anywhere, and what it started with it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, name="specdec-parent", daemon=True).start()
     if prepare is not None:
         prepare()
     try:
-        assembled = build(_ToldProgress(sock))
+        assembled = _build(build, _ToldProgress(sock))
     except SpecdecError as error:
         _send(sock, LoadingFailed(str(error)))
         return
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the server ends the engine, once its streams have ended
     gc.collect()
     gc.freeze()  # what is there stays; to look through it again and again would hold up all streams for a tenth of a second
     try:
@@ -174,6 +172,14 @@ def _run(sock: socket.socket, build: Build, describe: Describe, prepare: Callabl
         serve_engine(assembled.engine, sock)
     finally:
         gc.unfreeze()  # some libraries complain of what is not freed at the end
+
+
+def _build(build: Build, progress: Progress) -> "Assembled":
+    signal.signal(signal.SIGTERM, _leave)  # loading may be left anywhere, and what it has started with it
+    try:
+        return build(progress)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from now on the server's word ends this process
 
 
 def _send(sock: socket.socket, message: object) -> None:
