@@ -15,7 +15,7 @@ from specdec.server.answers import Answer
 from specdec.server.errors import ApiError
 from specdec.server.messages import Abort, Admitted, Decoder, Metrics, Refused, Round, Submit, TellMetrics, encode
 
-_QUIET_SECONDS = 5.0  # streams hear of silence when twice they were looked at so long apart and nothing came between
+_QUIET_SECONDS = 5.0  # a silent stream is woken after one to two of these; proxies cut one off after a minute, as a rule
 
 
 class Generation:
@@ -76,7 +76,7 @@ class Generation:
         """Take in a request's last output."""
         self._running.discard(index)
         if output.finish_reason is FinishReason.ERROR:
-            self._failure = ApiError(500, output.error or "The request failed.", code="engine_error")
+            self._failure = _failure(output.error or "The request failed.")
         self._part(index).end(output)
         self._wake()
 
@@ -230,9 +230,7 @@ class EngineClient(asyncio.Protocol):
                     generation.admitted.set_result(None)
             case Refused(call, error):
                 if generation := self._open.get(call):
-                    generation.fail(
-                        error if isinstance(error, RequestError) else ApiError(500, str(error), code="engine_error")
-                    )
+                    generation.fail(error if isinstance(error, RequestError) else _failure(str(error)))
             case Metrics(text):
                 self._metrics = text
                 self._answer_scrapes()
@@ -259,3 +257,7 @@ class EngineClient(asyncio.Protocol):
     def _send(self, message: object) -> None:
         assert self._transport is not None, "the engine runs"
         self._transport.write(encode(message))
+
+
+def _failure(message: str) -> ApiError:
+    return ApiError(500, message, code="engine_error")

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from types import TracebackType
@@ -209,7 +209,7 @@ class _ToldProgress:
         self._sock = sock
 
     @contextmanager
-    def task(self, description: str, total: int | None) -> Generator[Advance, None, None]:
+    def task(self, description: str, total: int | None) -> Iterator[Advance]:
         _send(self._sock, TaskBegun(description, total))
         try:
             yield lambda units: _send(self._sock, Advanced(units))

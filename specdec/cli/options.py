@@ -74,7 +74,7 @@ def drafters(text: str, draft_model: str | None) -> tuple[str, ...]:
     Raises:
         ConfigError: an unknown name.
     """
-    from specdec.drafters.registry import DRAFTER_NAMES, NO_DRAFTERS  # brings torch, which --help should not wait for
+    from specdec.drafters.registry import DRAFTER_NAMES, NO_DRAFTERS  # brings numpy, which --help should not wait for
 
     chosen = () if text.strip() == NO_DRAFTERS else names(text)
     if draft_model is not None and "draft-model" not in chosen:
