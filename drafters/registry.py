@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from specdec.config import EngineConfig
+from specdec.config import DRAFTERS, NO_DRAFTERS, EngineConfig
 from specdec.draft.protocol import Drafter
 from specdec.drafters.adversarial import AdversarialDrafter
 from specdec.drafters.adversarial.drafter import OracleKey
@@ -13,8 +13,6 @@ from specdec.drafters.lookup import LookupDrafter
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError
 from specdec.models.base import Model
-
-NO_DRAFTERS = "none"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +44,7 @@ def make_drafters(config: EngineConfig, resources: DrafterResources) -> list[Dra
     names = [name for name in config.drafters if name != NO_DRAFTERS]
     for name in names:
         if name not in _FACTORIES:
-            raise ConfigError(f"There is no drafter {name!r}; there are {', '.join((*DRAFTER_NAMES, NO_DRAFTERS))}.")
+            raise ConfigError(f"There is no drafter {name!r}; there are {', '.join((*DRAFTERS, NO_DRAFTERS))}.")
         if names.count(name) > 1:
             raise ConfigError(f"The drafter {name} is named twice; name it once.")
     served = dict.fromkeys(_FACTORIES[name] for name in names)
@@ -81,7 +79,5 @@ _FACTORIES: dict[str, Callable[[tuple[str, ...], DrafterResources], Drafter]] = 
     "suffix": _lookup,
     "prediction": _lookup,
     "draft-model": _draft_model,
-    "adversarial": _adversarial,
+    "adversarial": _adversarial,  # for tests and benches; not in `config.DRAFTERS`
 }
-_NOT_SERVED = ("adversarial",)  # for tests and benches
-DRAFTER_NAMES = tuple(name for name in _FACTORIES if name not in _NOT_SERVED)

@@ -1,8 +1,8 @@
 """The HTTP application, and how it listens and ends.
 
 On SIGINT or SIGTERM the server takes no more connections and ends what runs: streams with `finish_reason: "length"`,
-`stop_reason: "abort"` and `[DONE]`, whole answers with HTTP 503, the engine's thread after its round. A second signal ends
-the process at once.
+`stop_reason: "abort"` and `[DONE]`, whole answers with HTTP 503, the engine after its round. A second signal ends the
+process at once. When the engine ends by itself, what runs fails with HTTP 500 and the server ends too.
 """
 
 import asyncio
@@ -11,44 +11,51 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from specdec.assemble import Assembled
 from specdec.server.auth import require_key
-from specdec.server.bridge import Bridge
+from specdec.server.client import EngineClient
 from specdec.server.errors import MAX_BODY_BYTES, shape_errors
+from specdec.server.hosts import EngineHost, EngineThread
+from specdec.server.process import EngineEndedError
 from specdec.server.routes import chat, completions, health, metrics, models
 from specdec.server.service import SERVICE, Service
 
+if TYPE_CHECKING:
+    from specdec.assemble import Assembled
+
 _log = logging.getLogger(__name__)
 _SHUTDOWN_SECONDS = 10.0  # for handlers to send what is left
+_HOST = web.AppKey("host", EngineHost)
 
 
-def create_app(
-    assembled: Assembled,
-    *,
-    api_key: str | None = None,
-    served_model_name: str | None = None,
-) -> web.Application:
-    """The application that serves `assembled`; its engine runs from the application's start to its end.
+def create_app(assembled: "Assembled", *, api_key: str | None = None, served_model_name: str | None = None) -> web.Application:
+    """The application that serves `assembled` from a thread of this process: see `app_for`; nobody else may step its engine."""
+    return app_for(EngineThread(assembled), api_key=api_key, served_model_name=served_model_name)
+
+
+def app_for(host: EngineHost, *, api_key: str | None = None, served_model_name: str | None = None) -> web.Application:
+    """The application that serves the engine of `host`, which runs from the application's start to its end.
 
     Args:
-        assembled: see `specdec.assemble.build`; nobody else may step its engine.
+        host: see `specdec.server.process.EngineProcess`.
         api_key: asked of clients as a bearer key, except for /health and /metrics.
         served_model_name: the model's name in the API; its own if not given.
     """
     middlewares = [shape_errors] if api_key is None else [shape_errors, require_key(api_key)]
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
+    app[_HOST] = host
     app[SERVICE] = Service(
-        assembled=assembled,
-        bridge=Bridge(assembled.engine),
-        model_name=served_model_name or assembled.model_name,
+        info=host.info,
+        engine=EngineClient(),
+        model_name=served_model_name or host.info.model_name,
         created=int(time.time()),
     )
     for module in (models, chat, completions, health, metrics):
         app.add_routes(module.routes)
-    app.cleanup_ctx.append(_engine_thread)
+    app.cleanup_ctx.append(_connected)
     app.on_shutdown.append(_shut_down)
     return app
 
@@ -58,18 +65,21 @@ def make_runner(app: web.Application) -> web.AppRunner:
     return web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_SECONDS)
 
 
-def serve(app: web.Application, host: str, port: int, on_ready: Callable[[], None] = lambda: None) -> int:
-    """Listen until SIGINT or SIGTERM, `on_ready` is called once clients can connect; the exit code is 0.
+def serve(app: web.Application, host: str, port: int, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Listen until SIGINT or SIGTERM; `on_ready` is called once clients can connect.
 
     Raises:
         OSError: the address is taken or not ours.
+        EngineEndedError: the engine has ended by itself.
     """
     asyncio.run(_listen(app, host, port, on_ready))
-    return 0
+    if app[SERVICE].engine.lost:
+        raise EngineEndedError(app[_HOST].join())
 
 
 async def _listen(app: web.Application, host: str, port: int, on_ready: Callable[[], None]) -> None:
     stop = asyncio.Event()
+    app[SERVICE].engine.on_loss = stop.set
     runner = make_runner(app)
     _on_signals(stop)
     await runner.setup()
@@ -94,13 +104,13 @@ def _on_signals(stop: asyncio.Event) -> None:
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
 
 
-async def _engine_thread(app: web.Application) -> AsyncIterator[None]:
-    bridge = app[SERVICE].bridge
-    bridge.start()
+async def _connected(app: web.Application) -> AsyncIterator[None]:
+    engine, host = app[SERVICE].engine, app[_HOST]
+    await engine.connect(host.connect())
     yield
-    bridge.drain()
-    await bridge.stop()
+    await engine.disconnect()
+    await asyncio.to_thread(host.join)
 
 
 async def _shut_down(app: web.Application) -> None:
-    app[SERVICE].bridge.drain()
+    app[SERVICE].engine.drain()

@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from specdec.errors import RequestError
-from specdec.server.events import open_events
+from specdec.server.events import event, open_events
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 
@@ -57,7 +57,7 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
     events = open_events(request)
     if events is None:
         return problem.response()
-    await events.send([problem.body()])
+    await events.send(event(problem.body()))
     return await events.end()
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from specdec.llm import Completion
 from specdec.request import SpeculationStats
+from specdec.server.answers import Answer
 from specdec.server.choices import Choices
 from specdec.server.requests import Call
 from specdec.server.service import Service
@@ -23,7 +23,7 @@ class Reply:
     choices: Choices
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, answers: Sequence[Completion]) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
         choices = [self.choices.whole(index, answer) for index, answer in enumerate(answers)]
         body = self._envelope(self.choices.whole_object, choices)
@@ -44,10 +44,10 @@ class Reply:
         }
 
 
-def usage(answers: Sequence[Completion], n: int) -> dict[str, Any]:
+def usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:
     """Token counts; a prompt counts once, however many choices it has."""
     prompt = sum(answer.num_prompt_tokens for answer in answers[::n])
-    completion = sum(len(answer.token_ids) for answer in answers)
+    completion = sum(answer.num_tokens for answer in answers)
     drafted = sum(answer.stats.drafted_by_drafter.get(_PREDICTION, 0) for answer in answers)
     accepted = sum(answer.stats.accepted_by_drafter.get(_PREDICTION, 0) for answer in answers)
     return {
@@ -63,7 +63,7 @@ def usage(answers: Sequence[Completion], n: int) -> dict[str, Any]:
     }
 
 
-def metrics(answers: Sequence[Completion]) -> dict[str, Any]:
+def metrics(answers: Sequence[Answer]) -> dict[str, Any]:
     """`metrics.speculative_decoding` as load generators read it; only for calls of a single choice."""
     return {"metrics": {"speculative_decoding": _speculation(answers[0].stats)}} if len(answers) == 1 else {}
 

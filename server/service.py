@@ -1,13 +1,13 @@
-"""What the routes share: one model, its engine's bridge, and the name it is served under."""
+"""What the routes share: one model, the way to its engine, and the name it is served under."""
 
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from specdec import __version__
-from specdec.assemble import Assembled
-from specdec.server.bridge import Bridge
+from specdec.server.client import EngineClient
 from specdec.server.errors import ApiError
+from specdec.server.messages import EngineInfo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,15 +18,15 @@ class Service:
     created: when the server was made, in seconds since 1970.
     """
 
-    assembled: Assembled
-    bridge: Bridge
+    info: EngineInfo
+    engine: EngineClient
     model_name: str
     created: int
 
     @property
     def fingerprint(self) -> str:
         """What, beside the call itself, its output depends on."""
-        return f"specdec-{__version__}-{self.assembled.dtype}"
+        return f"specdec-{__version__}-{self.info.dtype}"
 
     def check_model(self, name: str) -> None:
         """Raise ApiError 404 for a model that is not served."""

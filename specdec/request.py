@@ -57,7 +57,7 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             _require(token >= 0, "logit_bias", token, "token ids of 0 or more")
             _require(-100.0 <= bias <= 100.0, "logit_bias", bias, "biases between -100 and 100")
-        _require(0 <= self.seed <= _MAX_SEED, "seed", self.seed, "between 0 and 2**63-1")
+        _require(0 <= self.seed < 1 << _SEED_BITS, "seed", self.seed, "between 0 and 2**63-1")
         _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
         _require(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "between 0 and max_tokens")
         _require(all(self.stop), "stop", self.stop, "non-empty strings")

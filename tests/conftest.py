@@ -18,7 +18,7 @@ TinyCheckpoint = Callable[..., Path]
 
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _MERGES = [("h", "e"), ("t", "he"), ("Ġ", "the"), ("i", "n"), ("Ġ", "a"), ("1", "2"), ("e", "r"), ("Ġ", "w")]
-_TEMPLATE = (
+TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -73,7 +73,7 @@ def _write_checkpoint(folder: Path, family: str, seed: int, overrides: dict[str,
             parameter.copy_(1 + 0.2 * noise if "norm" in name else noise * (0.3 if name.endswith("bias") else 0.15))
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    special = {"bos_token": _SPECIAL[1], "eos_token": _SPECIAL[2], "chat_template": _TEMPLATE}
+    special = {"bos_token": _SPECIAL[1], "eos_token": _SPECIAL[2], "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special}))
 
 

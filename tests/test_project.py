@@ -178,7 +178,9 @@ def test_the_drafter_registry_is_literal_and_whole() -> None:
     assert folders <= {
         module.rpartition(".")[0] if module not in folders else module for module in imports(ROOT / "drafters/registry.py")
     }
-    assert set(ast.literal_eval(literal("specdec/config.py", "DEFAULT_DRAFTERS"))) <= set(known)
+    served = ast.literal_eval(literal("specdec/config.py", "DRAFTERS"))
+    assert set(served) == set(known) - {"adversarial"}
+    assert set(ast.literal_eval(literal("specdec/config.py", "DEFAULT_DRAFTERS"))) <= set(served)
 
 
 def test_the_acceptance_rules_are_those_that_the_settings_know() -> None:

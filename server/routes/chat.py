@@ -16,7 +16,7 @@ from specdec.server.stream import answer
 async def _create(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
     body, call = await asyncio.to_thread(_read, service, await request.read())  # long prompts take long to tokenize
-    choices = ChatChoices(service.assembled.tokenizer, body.logprobs)
+    choices = ChatChoices(service.info.tokenizer, body.logprobs)
     try:
         return await answer(request, Reply(service, call, choices), body)
     except RequestError as error:
@@ -27,7 +27,7 @@ def _read(service: Service, raw: bytes) -> tuple[ChatBody, Call]:
     body = parse(ChatBody, raw)
     service.check_model(body.model)
     try:
-        return body, chat_call(body, service.assembled.tokenizer, service.assembled.engine.max_model_len)
+        return body, chat_call(body, service.info.tokenizer, service.info.max_model_len)
     except RequestError as error:
         raise _renamed(error, body) from error
 

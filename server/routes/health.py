@@ -8,11 +8,10 @@ from specdec.server.service import SERVICE
 
 async def _health(request: web.Request) -> web.Response:
     """200 while requests can be served, 503 once the engine has stopped."""
-    service = request.app[SERVICE]
-    if not service.bridge.healthy:
+    engine = request.app[SERVICE].engine
+    if not engine.healthy:
         return web.json_response({"status": "engine stopped"}, status=503)
-    status = service.assembled.engine.status()
-    return web.json_response({"status": "ok", "num_running": status.num_running, "num_waiting": status.num_waiting})
+    return web.json_response({"status": "ok", "num_running": engine.num_running, "num_waiting": engine.num_waiting})
 
 
 async def _version(_request: web.Request) -> web.Response:

@@ -23,8 +23,8 @@ def _describe(service: Service) -> dict[str, Any]:
         "object": "model",
         "created": service.created,
         "owned_by": "specdec",
-        "root": service.assembled.model_name,
-        "max_model_len": service.assembled.engine.max_model_len,
+        "root": service.info.model_name,
+        "max_model_len": service.info.max_model_len,
     }
 
 

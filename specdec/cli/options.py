@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from specdec.config import ACCEPTANCE_RULES, DTYPES, EngineConfig
+from specdec.config import ACCEPTANCE_RULES, DRAFTERS, DTYPES, NO_DRAFTERS, EngineConfig
 from specdec.errors import ConfigError
 
 _MACHINE, _ENGINE, _SPECULATION = "Machine", "Engine", "Speculation"  # the panels of --help
@@ -84,9 +84,7 @@ ENGINE_OPTIONS = (
         _ENGINE,
         "Pipeline depth: rounds enqueued ahead of the one whose outcome is known; if not given, 1 on a GPU, else 0.",
     ),
-    EngineOption(
-        "drafters", _SPECULATION, "Drafters, with commas: ngram, suffix, prediction, draft-model; or none.", "drafter"
-    ),
+    EngineOption("drafters", _SPECULATION, f"Drafters, with commas: {', '.join(DRAFTERS)}; or {NO_DRAFTERS}.", "drafter"),
     EngineOption("draft_model", _SPECULATION, "A smaller model with the same tokenizer; adds the drafter draft-model."),
     EngineOption("acceptance", _SPECULATION, f"Rule: {' or '.join(ACCEPTANCE_RULES)}."),
     EngineOption("max_tree_nodes", _SPECULATION, "Most nodes of one sequence's tree, the root counted."),
@@ -160,14 +158,12 @@ def drafters(text: str, draft_model: str | None) -> tuple[str, ...]:
     Raises:
         ConfigError: an unknown name.
     """
-    from specdec.drafters.registry import DRAFTER_NAMES, NO_DRAFTERS  # brings torch, which --help should not wait for
-
     chosen = () if text.strip() == NO_DRAFTERS else names(text)
     if draft_model is not None and "draft-model" not in chosen:
         chosen = (*chosen, "draft-model")
     for name in chosen:
-        if name not in DRAFTER_NAMES:
-            raise ConfigError(f"There is no drafter {name!r}; there are {', '.join((*DRAFTER_NAMES, NO_DRAFTERS))}.")
+        if name not in DRAFTERS:
+            raise ConfigError(f"There is no drafter {name!r}; there are {', '.join((*DRAFTERS, NO_DRAFTERS))}.")
     return chosen
 
 

@@ -1,9 +1,12 @@
 """`specdec serve`: a model over an OpenAI-compatible API."""
 
 import errno
-import gc
+import functools
 import logging
 import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -33,49 +36,53 @@ def serve(
     """Serve a model over an OpenAI-compatible API."""
     if log_level not in _LOG_LEVELS:
         raise ConfigError(f"log_level must be one of {', '.join(_LOG_LEVELS)}, not {log_level!r}.")
-    logging.basicConfig(level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    log = functools.partial(logging.basicConfig, level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    log()
     check_port(host, port)
-    raise typer.Exit(_serve(config, host, port, api_key, served_model_name))
+    raise typer.Exit(_serve(config, log, host, port, api_key, served_model_name))
 
 
 def check_port(host: str, port: int) -> None:
     """Find out before minutes of loading. ConfigError where nobody can listen there."""
-    try:
+    with _explained_address(host, port):
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as error:
-        raise _listening_error(error, host, port) from error
 
 
-def _serve(config: EngineConfig, host: str, port: int, api_key: str | None, served_model_name: str | None) -> int:
-    from specdec.assemble import build  # brings torch, which --help should not wait for
-    from specdec.server.app import create_app
+def _serve(
+    config: EngineConfig, log: Callable[[], None], host: str, port: int, api_key: str | None, served_model_name: str | None
+) -> int:
+    """The engine in a process of its own, HTTP in this one, which has no need of torch."""
+    from specdec.server.app import app_for  # brings aiohttp, which --help should not wait for
     from specdec.server.app import serve as listen
+    from specdec.server.process import EngineEndedError, EngineProcess, build_engine
 
     console = Console(stderr=True)
-    assembled = build(config, RichProgress(console))
-    name = served_model_name or assembled.model_name
-    gc.collect()
-    gc.freeze()  # what is there stays; to look through it again and again would hold up all streams for a tenth of a second
-    console.print(info.banner(assembled), highlight=False, markup=False, soft_wrap=True)
+    show = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    with EngineProcess(functools.partial(build_engine, config), info.banner, log) as engine:
+        try:
+            show(engine.load(RichProgress(console)))
+            name = served_model_name or engine.info.model_name
+            app = app_for(engine, api_key=api_key, served_model_name=name)
+            with _explained_address(host, port):
+                listen(app, host, port, functools.partial(show, _greeting(host, port, name, api_key is not None)))
+        except EngineEndedError as error:
+            print(f"specdec: {error}", file=sys.stderr)
+            return 1
+    return 0
 
-    def greet() -> None:
-        console.print(_greeting(host, port, name, api_key is not None), highlight=False, markup=False, soft_wrap=True)
 
+@contextmanager
+def _explained_address(host: str, port: int) -> Iterator[None]:
+    """ConfigError where nobody can listen there."""
     try:
-        return listen(create_app(assembled, api_key=api_key, served_model_name=name), host, port, greet)
+        yield
     except OSError as error:
-        raise _listening_error(error, host, port) from error
-    finally:
-        gc.unfreeze()  # some libraries complain of what is not freed at the end
-
-
-def _listening_error(error: OSError, host: str, port: int) -> ConfigError:
-    if error.errno == errno.EADDRINUSE:
-        return ConfigError(_PORT_TAKEN.format(host=host, port=port))
-    return ConfigError(f"Cannot listen on {host} port {port}: {error.strerror or error}.")
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(_PORT_TAKEN.format(host=host, port=port)) from error
+        raise ConfigError(f"Cannot listen on {host} port {port}: {error.strerror or error}.") from error
 
 
 def _greeting(host: str, port: int, name: str, with_key: bool) -> str:

@@ -8,16 +8,16 @@ import codecs
 import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 import tokenizers
 
 from specdec.errors import ConfigError, RequestError
-from specdec.models.loader import read_source_config
-from specdec.models.source import Source
 from specdec.text.chat_template import compile_template, render
-from specdec.text.gguf_tokenizer import read_gguf_tokenizer
+
+if TYPE_CHECKING:
+    from specdec.models.source import Source
 
 Message = Mapping[str, Any]
 
@@ -51,8 +51,11 @@ class Tokenizer:
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
 
     @staticmethod
-    def load(source: Source) -> "Tokenizer":
+    def load(source: "Source") -> "Tokenizer":
         """The tokenizer beside a model. ConfigError where there is none that specdec can read."""
+        from specdec.models.loader import read_source_config  # brings torch, which text does without
+        from specdec.text.gguf_tokenizer import read_gguf_tokenizer
+
         eos = set(read_source_config(source).eos_token_ids)
         if source.is_gguf:
             found = read_gguf_tokenizer(source.gguf)
@@ -233,7 +236,7 @@ def _content(token: str | Mapping[str, Any]) -> str:
     return token if isinstance(token, str) else str(token["content"])
 
 
-def _read_backend(source: Source) -> tokenizers.Tokenizer:
+def _read_backend(source: "Source") -> tokenizers.Tokenizer:
     path = source.path / "tokenizer.json"
     if path.is_file():
         return tokenizers.Tokenizer.from_file(str(path))
@@ -245,7 +248,7 @@ def _read_backend(source: Source) -> tokenizers.Tokenizer:
     return backend
 
 
-def _read_template(source: Source, fields: Mapping[str, Any]) -> str | None:
+def _read_template(source: "Source", fields: Mapping[str, Any]) -> str | None:
     path = source.path / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`specdec serve` as its users meet it: a process of its own, the official client, Ctrl-C."""
+"""`specdec serve` as its users meet it: a command, the official client, Ctrl-C."""
 
 import asyncio
 import os
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
 from aiohttp.test_utils import TestClient
 from openai import AsyncOpenAI, OpenAI
@@ -60,8 +61,8 @@ class Server:
         return text
 
     def interrupt(self) -> int:
-        """Ctrl-C; the exit code."""
-        self.process.send_signal(signal.SIGINT)
+        """Ctrl-C, which a terminal sends to both of its processes; the exit code."""
+        os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(SECONDS)
 
 
@@ -84,7 +85,7 @@ def serving(folder: Path, model: str, *options: str) -> Iterator[Server]:
     with log.open("wb") as out:
         process = subprocess.Popen(
             command("serve", model, "--port", str(port), *options),
-            stdout=out, stderr=out, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            stdout=out, stderr=out, env=os.environ | {"HF_HUB_OFFLINE": "1"}, start_new_session=True,
         )  # fmt: skip
     server = Server(process, f"http://127.0.0.1:{port}", log)
     try:
@@ -218,6 +219,13 @@ def test_health_and_metrics_need_no_key(server: Server) -> None:
         stranger.models.list()
     with server.client() as client:
         assert [model.id for model in client.models.list()] == ["tiny"]
+
+
+def test_the_process_that_speaks_http_does_without_torch(server: Server) -> None:
+    """Which would take hundreds of megabytes, and on a GPU a context; the engine is in the other process."""
+    (engine,) = [child for child in psutil.Process(server.process.pid).children() if "spawn_main" in str(child.cmdline())]
+    assert "libtorch" in Path(f"/proc/{engine.pid}/maps").read_text()
+    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
 
 
 @pytest.mark.parametrize(

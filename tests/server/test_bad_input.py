@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from specdec.text.tokenizer import Tokenizer
-from tests.server.conftest import MAX_MODEL_LEN, MODEL, Client, FakeEngine, Poll, Script
+from tests.server.conftest import Client, Poll
+from tests.server.fake_engine import MAX_MODEL_LEN, MODEL, FakeEngine, Script
 
 pytestmark = pytest.mark.timeout(60)
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"

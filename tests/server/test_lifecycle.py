@@ -1,13 +1,19 @@
 """Clients that leave, engines that fail, servers that end: nobody waits for ever and nobody else suffers."""
 
 import asyncio
+import json
+import socket
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import pytest
 
 import specdec
-from tests.server.conftest import ANSWER, MODEL, Client, FakeEngine, Poll, Script, Start
+from tests.server.conftest import Client, Poll, Start
+from tests.server.fake_engine import ANSWER, MODEL, FakeEngine, Script, flood_of
+from tests.server.test_streaming import read_events, text_of
 
 pytestmark = pytest.mark.timeout(60)
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -66,6 +72,41 @@ async def test_a_client_that_leaves_does_not_touch_the_others(client: Client, en
     await poll.until(lambda: len(engine.aborted) == 1)
     engine.resume()
     assert await staying == ANSWER
+
+
+@contextmanager
+def slow_client(client: Client, word: str) -> Iterator[socket.socket]:
+    """Asks for a stream and does not read it yet. In HTTP/1.0 a stream is its own text and ends with the connection."""
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+        slow.connect((client.host, client.port))
+        data = json.dumps(body(word, stream=True)).encode()
+        slow.sendall(b"POST %b HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(data), data))
+        yield slow
+
+
+async def test_a_slow_client_holds_nobody_up_and_misses_nothing(client: Client, engine: FakeEngine, poll: Poll) -> None:
+    engine.scripts["flood"] = Script(flood=(1 << 18, 60), sleep=0.002)
+    with slow_client(client, "flood") as slow:
+        await poll.until(lambda: engine.requests and not engine.status().num_running)
+        assert await answer_of(client, "hello") == ANSWER
+        connections: Any = cast(Any, client.server).runner.server.connections
+        waiting = max(connection.transport.get_write_buffer_size() for connection in connections)
+        assert 0 < waiting < 1 << 20, "what it has not read waits as one text, not as bytes to send"
+        seen = b"".join(await asyncio.to_thread(lambda: list(iter(lambda: slow.recv(1 << 20), b""))))
+    chunks = read_events(seen.partition(b"\r\n\r\n")[2].decode())
+    assert text_of(chunks) == flood_of(engine.scripts["flood"])
+    assert len(chunks) < 60, "what came while it did not read is one chunk"
+
+
+async def test_a_client_that_stops_reading_is_given_up(
+    client: Client, engine: FakeEngine, poll: Poll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specdec.server.events._STALL_SECONDS", 0.2)
+    engine.scripts["flood"] = Script(flood=(1 << 18, 10**6), sleep=0.002)
+    with slow_client(client, "flood"):
+        await poll.until(lambda: engine.aborted)
+    assert await answer_of(client, "hello") == ANSWER
 
 
 async def test_what_ends_by_itself_is_not_aborted(client: Client, engine: FakeEngine) -> None:

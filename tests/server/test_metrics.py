@@ -7,7 +7,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from specdec.text.tokenizer import Tokenizer
-from tests.server.conftest import ANSWER, MODEL, Client, FakeEngine, Poll, Script
+from tests.server.conftest import Client, Poll
+from tests.server.fake_engine import ANSWER, MODEL, FakeEngine, Script
 
 pytestmark = pytest.mark.timeout(60)
 HELLO = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}

@@ -10,7 +10,8 @@ from openai.types.chat import ChatCompletion
 
 from specdec.request import SamplingParams
 from specdec.text.tokenizer import Tokenizer
-from tests.server.conftest import ANSWER, MAX_MODEL_LEN, MODEL, NUM_CACHED, Client, FakeEngine, Script, Start
+from tests.server.conftest import Client, Start
+from tests.server.fake_engine import ANSWER, MAX_MODEL_LEN, MODEL, NUM_CACHED, FakeEngine, Script
 
 pytestmark = pytest.mark.timeout(60)
 HELLO: Any = [{"role": "user", "content": "hello"}]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import openai as openai_package
@@ -9,7 +10,8 @@ import pytest
 from openai import AsyncOpenAI
 
 from specdec.text.tokenizer import Tokenizer
-from tests.server.conftest import ANSWER, MODEL, NUM_CACHED, Client, FakeEngine, Script
+from tests.server.conftest import Client, Start
+from tests.server.fake_engine import ANSWER, MODEL, NUM_CACHED, FakeEngine, Script
 
 pytestmark = pytest.mark.timeout(60)
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -236,3 +238,50 @@ async def test_a_failure_in_the_middle_of_a_stream_is_raised_by_the_client(opena
         await read()
     assert seen
     assert ANSWER.startswith(seen)
+
+
+async def hurry(engine: FakeEngine) -> None:
+    """Let the engine say all that is left before the server hears any of it."""
+    engine.resume()
+    deadline = time.monotonic() + 5
+    while engine.status().num_running:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # the event loop does not run meanwhile
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [(CHAT, {}), (CHAT, {"logprobs": True, "top_logprobs": 2}), (COMPLETION, {}), (COMPLETION, {"logprobs": 2})],
+)
+async def test_what_came_since_the_last_write_is_one_chunk(
+    client: Client, path: str, fields: dict[str, Any], engine: FakeEngine
+) -> None:
+    engine.scripts["hello"] = Script(answers=("é🦜日本 the end",), per_step=1, pause_after=6)
+    response = await client.post(path, json=BODIES[path] | fields | USAGE)
+    seen = b""
+    async with asyncio.timeout(5):
+        while rb"\udd9c" not in seen:
+            seen += await response.content.readany()
+    await hurry(engine)
+    *chunks, last = read_events((seen + await response.content.read()).decode())
+    whole = await (await client.post(path, json=BODIES[path] | fields | {"stream": False})).json()
+    choices = [chunk["choices"][0] for chunk in chunks]
+    texts = [choice["text"] if "text" in choice else choice["delta"].get("content") for choice in choices]
+    assert [text for text in texts if text] == ["é", "🦜", "日本 the end"]
+    assert last["usage"] == whole["usage"]
+    said = [choice["logprobs"] for choice in choices if choice["logprobs"]]
+    for name, expected in (whole["choices"][0]["logprobs"] or {}).items():
+        if isinstance(expected, list):
+            assert [entry for part in said for entry in part[name]] == expected, name
+
+
+async def test_silence_is_filled_with_comments(start: Start, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specdec.server.client._QUIET_SECONDS", 0.02)
+    engine.scripts["hello"] = Script(pause_after=0)
+    client = await start()
+    response = await client.post(CHAT, json=BODIES[CHAT])
+    async with asyncio.timeout(5):
+        seen = await response.content.readany()
+    assert seen.startswith(b": keep-alive\n\n")
+    engine.resume()
+    assert text_of(read_events((seen + await response.content.read()).decode())) == ANSWER

@@ -1,0 +1,263 @@
+"""The server's side of the socket to its engine, which runs in another process, or in a thread for those who have one already.
+
+Everything here belongs to the event loop.
+"""
+
+import asyncio
+import itertools
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from specdec.errors import RequestError
+from specdec.request import FinishReason, Request, RequestOutput, TokenLogprob
+from specdec.server.answers import Answer
+from specdec.server.errors import ApiError
+from specdec.server.messages import Abort, Admitted, Decoder, Metrics, Refused, Round, Submit, TellMetrics, encode
+
+_QUIET_SECONDS = 5.0  # a silent stream is woken after one to two of these; proxies cut one off after a minute, as a rule
+
+
+class Generation:
+    """The answers to one call's requests as they come."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = tuple(requests)
+        self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._running = set(range(len(requests)))
+        self._parts: dict[int, Answer] = {}
+        self._failure: ApiError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._waits_for_all = False
+        self._quiet = False  # since it was last looked at
+
+    @property
+    def done(self) -> bool:
+        """Whether every request has ended and all that came was taken."""
+        return not self._running and not self._parts
+
+    @property
+    def running_ids(self) -> tuple[str, ...]:
+        """The requests that have not ended."""
+        return tuple(self.requests[index].request_id for index in self._running)
+
+    async def parts(self) -> dict[int, Answer]:
+        """What came since the last call, joined, by the request's index; {} when nothing comes for a while.
+
+        Raises:
+            ApiError: a request's round failed, or the engine has ended.
+        """
+        if self._running and not self._parts:
+            await self._wait()
+        self._raise_failure()
+        parts, self._parts = self._parts, {}
+        self._quiet = False
+        return parts
+
+    async def answers(self) -> list[Answer]:
+        """All answers, complete.
+
+        Raises:
+            ApiError: a request's round failed, or the engine has ended.
+        """
+        self._waits_for_all = True
+        while self._running and self._failure is None:
+            await self._wait()
+        self._raise_failure()
+        return [self._parts.pop(index) for index in range(len(self.requests))]
+
+    def add(self, index: int, num_tokens: int, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
+        """Take in what a round gave a request that goes on."""
+        self._part(index).add(num_tokens, text, logprobs)
+        if not self._waits_for_all:
+            self._wake()
+
+    def end(self, index: int, output: RequestOutput) -> None:
+        """Take in a request's last output."""
+        self._running.discard(index)
+        if output.finish_reason is FinishReason.ERROR:
+            self._failure = _failure(output.error or "The request failed.")
+        self._part(index).end(output)
+        self._wake()
+
+    def fail(self, error: RequestError | ApiError) -> None:
+        """End all requests: none of them was queued, or the engine has ended."""
+        if not self.admitted.done():
+            self.admitted.set_exception(error)
+        elif self._running and isinstance(error, ApiError):
+            self._failure = error
+        self._running.clear()
+        self._wake()
+
+    def look(self) -> None:
+        """Wake a stream that has brought nothing since the last look."""
+        if self._quiet and not self._waits_for_all:
+            self._wake()
+        self._quiet = True
+
+    def _part(self, index: int) -> Answer:
+        part = self._parts.get(index)
+        if part is None:
+            part = self._parts[index] = Answer()
+        return part
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class EngineClient(asyncio.Protocol):
+    """Speaks with one engine. See `specdec.server.worker` for the other end.
+
+    num_running, num_waiting: requests as of the engine's last round.
+    on_loss: called when the engine ends without having been told to.
+    """
+
+    def __init__(self) -> None:
+        self.num_running = self.num_waiting = 0
+        self.on_loss: Callable[[], None] = lambda: None
+        self.lost = False
+        self._transport: asyncio.Transport | None = None
+        self._decoder = Decoder()
+        self._calls = itertools.count()
+        self._open: dict[int, Generation] = {}
+        self._draining = False
+        self._metrics = b""  # as last told
+        self._scrapes: list[asyncio.Future[None]] = []
+        self._disconnected = asyncio.Event()
+        self._looks: asyncio.TimerHandle | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine runs."""
+        return self._transport is not None
+
+    async def connect(self, sock: socket.socket) -> None:
+        """Speak over `sock` from now on."""
+        await asyncio.get_running_loop().create_connection(lambda: self, sock=sock)
+
+    @asynccontextmanager
+    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[Generation]:
+        """Queue the requests of one call; those that still run when the block ends are aborted.
+
+        Raises:
+            RequestError: one of them can never be served; none of them runs then.
+            ApiError: the engine takes no requests.
+        """
+        if self._draining:
+            raise ApiError(503, "The server is shutting down.", code="shutting_down")
+        if not self.healthy:
+            raise ApiError(503, "The engine has stopped; restart the server.", code="engine_stopped")
+        call, generation = next(self._calls), Generation(requests)
+        self._send(Submit(call, generation.requests))
+        self._open[call] = generation
+        try:
+            await generation.admitted
+            yield generation
+        finally:
+            del self._open[call]
+            self._abort(generation)
+
+    async def metrics(self) -> bytes:
+        """The engine's counters in Prometheus' text form; as last told once it has ended."""
+        if self.healthy:
+            scrape = asyncio.get_running_loop().create_future()
+            self._scrapes.append(scrape)
+            self._send(TellMetrics())
+            await scrape
+        return self._metrics
+
+    def drain(self) -> None:
+        """Take no more requests and end those that run, each with what it has."""
+        self._draining = True
+        for generation in self._open.values():
+            self._abort(generation)
+
+    async def disconnect(self) -> None:
+        """Tell the engine to end."""
+        if self._transport is not None:
+            self._draining = True
+            self._transport.close()
+            await self._disconnected.wait()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._look()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        for message in self._decoder.feed(data):
+            self._take(message)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._transport = None
+        if self._looks is not None:
+            self._looks.cancel()
+        self._answer_scrapes()
+        for generation in self._open.values():
+            generation.fail(ApiError(500, "The engine has stopped.", code="engine_stopped"))
+        self._disconnected.set()
+        if not self._draining:
+            self.lost = True
+            self.on_loss()
+
+    def _look(self) -> None:
+        """One timer for all streams: one for each wait would be a fifth of what a token costs."""
+        for generation in self._open.values():
+            generation.look()
+        self._looks = asyncio.get_running_loop().call_later(_QUIET_SECONDS, self._look)
+
+    def _take(self, message: object) -> None:
+        match message:
+            case Round():
+                self._take_round(message)
+            case Admitted(call):
+                if (generation := self._open.get(call)) and not generation.admitted.done():
+                    generation.admitted.set_result(None)
+            case Refused(call, error):
+                if generation := self._open.get(call):
+                    generation.fail(error if isinstance(error, RequestError) else _failure(str(error)))
+            case Metrics(text):
+                self._metrics = text
+                self._answer_scrapes()
+
+    def _take_round(self, message: Round) -> None:
+        self.num_running, self.num_waiting = message.num_running, message.num_waiting
+        for call, index, num_tokens, text, logprobs in message.deltas:
+            if generation := self._open.get(call):
+                generation.add(index, num_tokens, text, logprobs)
+        for call, index, output in message.endings:
+            if generation := self._open.get(call):
+                generation.end(index, output)
+
+    def _answer_scrapes(self) -> None:
+        for scrape in self._scrapes:
+            if not scrape.done():
+                scrape.set_result(None)
+        self._scrapes.clear()
+
+    def _abort(self, generation: Generation) -> None:
+        if (request_ids := generation.running_ids) and self.healthy:
+            self._send(Abort(request_ids))
+
+    def _send(self, message: object) -> None:
+        assert self._transport is not None, "the engine runs"
+        self._transport.write(encode(message))
+
+
+def _failure(message: str) -> ApiError:
+    return ApiError(500, message, code="engine_error")
