@@ -316,7 +316,7 @@ def slowly(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*arguments: Any) -> Any:
         time.sleep(0.1)
-        return forward(*arguments)
+        return enqueue(*arguments)
 
     return run
 
@@ -335,7 +335,7 @@ async def test_a_client_that_leaves_frees_its_pages_within_a_round(
         abort(request_id)
 
     monkeypatch.setattr(engine, "abort", noted_abort)
-    monkeypatch.setattr(engine._runner, "forward", slowly(engine._runner.forward))
+    monkeypatch.setattr(engine._round, "enqueue", slowly(engine._round.enqueue))
     client = await aiohttp_client(create_app(assembled))
     body = {"model": assembled.model_name, "prompt": "the winner", "max_tokens": 500, "ignore_eos": True}
     for streamed in (True, False):
@@ -362,7 +362,7 @@ async def test_a_crash_inside_a_round_is_a_500_and_the_server_goes_on(
     aiohttp_client: Callable[..., Awaitable[TestClient[Any, Any]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    engine, forward = assembled.engine, assembled.engine._runner.forward
+    engine, enqueue = assembled.engine, assembled.engine._round.enqueue
     crashes: list[int] = []
     client = await aiohttp_client(create_app(assembled))
     body = {"model": assembled.model_name, "prompt": "the winner", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
@@ -375,9 +375,9 @@ async def test_a_crash_inside_a_round_is_a_500_and_the_server_goes_on(
         if engine.status().num_running == 2 and not crashes:
             crashes.append(engine.status().num_rounds)
             raise RuntimeError("out of luck")
-        return forward(*arguments)
+        return enqueue(*arguments)
 
-    monkeypatch.setattr(engine._runner, "forward", crash_once)
+    monkeypatch.setattr(engine._round, "enqueue", crash_once)
     failed = await asyncio.gather(post(), post(prompt="another"))
     for status, answer in failed:
         assert status == 500

@@ -13,7 +13,7 @@ from specdec.config import EngineConfig
 from specdec.engine.admission import Admission
 from specdec.engine.engine import EngineStatus
 from specdec.engine.metrics import EngineMetrics
-from specdec.engine.output import emit, output
+from specdec.engine.output import emit
 from specdec.engine.sequence import Sequence, Sink
 from specdec.errors import ConfigError, RequestError
 from specdec.progress import Progress
@@ -180,12 +180,13 @@ class FakeEngine:
             self._finish(running, RequestOutput(request_id=sequence.request_id, finish_reason=reason, error="out of luck"))
             return
         said = list(itertools.islice(running.answer, self._room(running)))
-        emission = emit(sequence, said)
+        said_now = emit(sequence, said)
         wanted = sequence.sampling.logprobs
-        logprobs = [logprob(token, wanted) for token in emission.token_ids] if wanted is not None else []
-        self.metrics.on_tokens(sequence, len(emission.token_ids), len(said), max(0, len(said) - 1))
+        if wanted is not None:
+            said_now.logprobs = tuple(logprob(token, wanted) for token in said_now.token_ids)
+        self.metrics.on_tokens(sequence, len(said_now.token_ids))
+        self.metrics.on_drafts(len(said), min(max(0, len(said) - 1), len(said_now.token_ids)))
         self.metrics.on_round()
-        said_now = output(sequence, emission, logprobs)
         if script.spoilt:
             said_now.text = cast(str, threading.Lock())
         self._finish(running, said_now)
