@@ -311,7 +311,7 @@ def assembled(tiny_checkpoint: TinyCheckpoint) -> assemble.Assembled:
     return assemble.build(EngineConfig(model=model, cache_gb=0.05, page_size=16, drafters=("ngram",), adaptive=False))
 
 
-def slowly(forward: Callable[..., Any]) -> Callable[..., Any]:
+def slowly(enqueue: Callable[..., Any]) -> Callable[..., Any]:
     """Rounds of a tenth of a second, which are long against what HTTP takes."""
 
     def run(*arguments: Any) -> Any:
