@@ -2,10 +2,12 @@
 
 import ctypes
 import functools
+import math
 from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
 _SHARED_MEMORY_CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent
 _asked: set[int] = set()
@@ -28,6 +30,15 @@ def shared_memory(device: torch.device) -> tuple[int, int]:
     most = int(triton.runtime.driver.active.utils.get_device_properties(device.index or 0)["max_shared_mem"])
     # Hopper's products read their operands from shared memory, so a tile stays there until its product is done
     return most, 0 if overlaps(device) else 1
+
+
+def aligned(count: int, *shape: int, device: torch.device) -> list[Tensor]:
+    """`count` int64 tensors of one shape in one allocation, each at a multiple of 16 bytes: for other addresses Triton would
+    compile a kernel anew."""
+    size = math.prod(shape)
+    step = size + size % 2
+    flat = torch.empty(count * step, dtype=torch.int64, device=device)
+    return [flat[i * step : i * step + size].view(shape) for i in range(count)]
 
 
 def leave_room(kernel: Any) -> None:

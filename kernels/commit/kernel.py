@@ -20,7 +20,7 @@ _TELL_BLOCK = 512
 _COLUMNS = 5  # of `Told`
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "V", "turns_kept", "room", "tokens_step", "kinds_step"])
 def _commit_kernel(
     p_tokens,
     p_lengths,
@@ -104,7 +104,7 @@ def _commit_kernel(
         tl.store(p_row + 4, num * 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "turns_kept", "room"])
 def _tell_kernel(p_values, p_turns, p_ring, count, turns_kept, room, BLOCK: tl.constexpr):
     """Grid (blocks of the values,)."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -8,7 +8,7 @@ from specdec.kernels.tree_rows import TreeRows
 from specdec.kernels.tree_walk import Accepted
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "N"])
 def _move_kernel(
     p_store,
     p_entries,

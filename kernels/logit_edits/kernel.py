@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "D"])
 def _edit_kernel(
     p_logits,
     p_rows_texts,

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specdec.kernels.launch import aligned
 from specdec.kernels.suffix_match.reference import NUM_PLACES
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _LONGEST, _BRANCH = 16, 4  # as in the package
 _PLACE_BITS = 32  # a match is ranked by (length, place) in one int64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "B", "C"])
 def _chunk_kernel(
     p_which,
     p_texts,
@@ -92,7 +93,7 @@ def _chunk_kernel(
             key = tl.where(key == best, 0, key)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_found", "num_candidates", "W", "L", "B", "C"])
 def _text_kernel(
     p_which,
     p_texts,
@@ -196,7 +197,7 @@ def suffix_candidates_triton(
     branch = min(width, _BRANCH)
     num_texts, num_candidates = len(texts_M), width + (NUM_PLACES - 1) * branch
     best = torch.empty((num_texts, num_chunks * NUM_PLACES), dtype=torch.int64, device=texts_M.device)
-    tokens, parents, kinds = best.new_empty((3, num_texts, num_candidates)).unbind()
+    tokens, parents, kinds = aligned(3, num_texts, num_candidates, device=texts_M.device)
     sources = (
         texts_M,
         texts_SL,

@@ -229,7 +229,7 @@ def _own_entries(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS:
     return tl.where(in_tree, (entry // PAGE * KV_HEADS + kv_head) * PAGE + entry % PAGE, at_page)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["R"])
 def _merge_kernel(
     p_acc,
     p_tops,
@@ -386,7 +386,7 @@ def _attend(
             head_dim,
             block_dim,
             block_h,
-            min(4 if many else 16, triton.next_power_of_2(splits)),
+            4 if many or splits <= 4 else 16,
             PDL=pdl,
             launch_pdl=pdl,
             num_warps=4 if many else 1,

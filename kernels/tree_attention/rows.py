@@ -6,7 +6,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from specdec.kernels.tree_attention.splits import merge_step, scores, softmax_step, split_of, split_start
 
-CHANGING = ["P", "D"]  # from round to round; a variant for each of their divisors would take a second to compile
+CHANGING = ["R", "P", "D"]  # from round to round; a variant for each of their divisors would take a second to compile
 
 
 @triton.jit(do_not_specialize=CHANGING)

@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from specdec.kernels.launch import aligned
 
 if TYPE_CHECKING:
     from specdec.kernels.tree_rows import Layout, Texts
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 _PAGES = 128  # copied at once
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "L", "P_ALL", "P", "M", "spare_entry", "scratch_entry"])
 def _rows_kernel(
     p_tokens,
     p_lengths,
@@ -46,7 +47,8 @@ def _rows_kernel(
     PAGES: tl.constexpr,
     DRAFTS: tl.constexpr,
 ):
-    """Grid (members,). p_of_rows: int64 [8, T], in the order of `TreeRows`; p_of_members: [2, M]."""
+    """Grid (members,). p_of_rows: int64 [8, T], in the order of `TreeRows`; p_of_members: [2, M]; T and M as they are
+    stored, which is even."""
     m = tl.program_id(0).to(tl.int64)
     if m == 0:
         tl.store(p_calls, tl.load(p_calls) + 1)
@@ -126,9 +128,10 @@ def tree_rows_triton(
 ) -> tuple[Tensor, ...]:
     """As `specdec.kernels.tree_rows.tree_rows`; everything contiguous."""
     num_members, num_rows = len(layout.texts_M), len(layout.trees_T)
-    of_rows = torch.empty((8, num_rows), dtype=torch.int64, device=texts.lengths_S.device)
-    ancestors, entries = of_rows.new_empty((2, num_rows, num_nodes)).unbind()
-    of_members, page_table = of_rows.new_empty((2, num_members)), of_rows.new_empty((num_members, num_pages))
+    device = texts.lengths_S.device
+    of_rows = aligned(8, num_rows, device=device)
+    ancestors, entries = aligned(2, num_rows, num_nodes, device=device)
+    of_members, (page_table,) = aligned(2, num_members, device=device), aligned(1, num_members, num_pages, device=device)
     tokens_MN, parents_MN, counts_M = drafts if drafts is not None else (None, None, None)
     block = triton.next_power_of_2(num_nodes)
     _rows_kernel[(num_members,)](
@@ -144,16 +147,16 @@ def tree_rows_triton(
         parents_MN,
         counts_M,
         calls_1,
-        of_rows,
+        of_rows[0],
         ancestors,
         entries,
-        of_members,
+        of_members[0],
         page_table,
-        num_rows,
+        num_rows + num_rows % 2,
         texts.tokens_SL.shape[1],
         texts.pages_SP.shape[1],
         num_pages,
-        num_members,
+        num_members + num_members % 2,
         spare_entry,
         scratch_entry,
         num_nodes,
@@ -164,4 +167,4 @@ def tree_rows_triton(
         drafts is not None,
         num_warps=1 if block <= 16 else 4,
     )
-    return *of_rows.unbind(), ancestors, entries, *of_members.unbind(), page_table
+    return *of_rows, ancestors, entries, *of_members, page_table

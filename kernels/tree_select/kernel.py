@@ -7,13 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specdec.kernels.launch import aligned
 from specdec.kernels.tree_select.reference import OFFERED, PATH_FACTOR, doublings
 
 if TYPE_CHECKING:
     from specdec.kernels.tree_select import Candidates
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens_step", "parents_step", "kinds_step", "C", "max_depth"])
 def _select_kernel(
     p_tokens,
     p_parents,
@@ -113,9 +114,9 @@ def select_trees_triton(
     """As `specdec.kernels.tree_select.select_trees`; candidates contiguous in their last dimension."""
     tokens_MC, parents_MC, kinds_MC = candidates.tokens_MC, candidates.parents_MC, candidates.kinds_MC
     num_trees, size = tokens_MC.shape
-    of_nodes = torch.empty((3, num_trees, num_nodes), dtype=torch.int64, device=tokens_MC.device)
-    of_trees = of_nodes.new_empty((2, num_trees))
-    survivals = of_nodes.new_empty((num_trees, OFFERED), dtype=torch.float32)
+    of_nodes = aligned(3, num_trees, num_nodes, device=tokens_MC.device)
+    of_trees = aligned(2, num_trees, device=tokens_MC.device)
+    survivals = torch.empty((num_trees, OFFERED), dtype=torch.float32, device=tokens_MC.device)
     block = max(triton.next_power_of_2(size), 16)
     _select_kernel[(num_trees,)](
         tokens_MC,
@@ -125,8 +126,8 @@ def select_trees_triton(
         odds_M,
         nodes_M,
         least_1,
-        *of_nodes.unbind(),
-        *of_trees.unbind(),
+        *of_nodes,
+        *of_trees,
         survivals,
         tokens_MC.stride(0),
         parents_MC.stride(0),
@@ -142,4 +143,4 @@ def select_trees_triton(
         OFFERED,
         num_warps={16: 1, 32: 1, 64: 4}.get(block, 8),
     )
-    return *of_nodes.unbind(), *of_trees.unbind(), survivals
+    return *of_nodes, *of_trees, survivals

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
-from specdec.kernels.launch import overlaps
+from specdec.kernels.launch import aligned, overlaps
 from specdec.kernels.tree_rows import TreeRows
 
 
@@ -76,7 +76,7 @@ def walk_trees_triton(
 ) -> tuple[Tensor, ...]:
     """As `specdec.kernels.tree_walk.walk_trees`; everything contiguous."""
     num_nodes, num_trees, pdl = rows.ancestors_TD.shape[1], len(nodes_M), overlaps(chosen_T.device)
-    kept, emitted = torch.empty((2, num_trees, num_nodes), dtype=torch.int64, device=chosen_T.device).unbind()
+    kept, emitted = aligned(2, num_trees, num_nodes, device=chosen_T.device)
     num = kept.new_empty(num_trees)
     sound = torch.empty(num_trees, dtype=torch.bool, device=chosen_T.device)
     block = triton.next_power_of_2(num_nodes)

@@ -114,7 +114,8 @@ class _Fields(NamedTuple):
     starts: slice
     marks: slice
     mark_slots: slice
-    floats: slice
+    odds: slice
+    least: slice
     trees: slice
     chunk_slots: slice
     chunk_members: slice
@@ -124,9 +125,9 @@ class _Fields(NamedTuple):
     @staticmethod
     @functools.cache
     def of(members: int, chunk: int, trees: int) -> "_Fields":
-        sizes = [members] * 8 + [-(-(members + 1) // 2), trees, chunk, chunk, chunk, 1]
-        ends = np.cumsum(sizes).tolist()
-        return _Fields(*(slice(end - size, end) for size, end in zip(sizes, ends, strict=True)))
+        sizes = [members] * 8 + [-(-members // 2), 1, trees, chunk, chunk, chunk, 1]
+        starts = np.cumsum([0, *(size + size % 2 for size in sizes)]).tolist()  # each at a multiple of 16 bytes, see `aligned`
+        return _Fields(*(slice(start, start + size) for start, size in zip(starts, sizes, strict=False)))
 
 
 class PlanTables:
@@ -147,8 +148,8 @@ class PlanTables:
             trees_T=flat[fields.trees],
         )
         self.marks_M, self.mark_slots_M = flat[fields.marks], flat[fields.mark_slots]
-        floats = flat[fields.floats].view(torch.float32)
-        self.odds_M, self.least_1 = floats[:members], floats[members : members + 1]
+        self.odds_M = flat[fields.odds].view(torch.float32)[:members]
+        self.least_1 = flat[fields.least].view(torch.float32)[:1]
         self.chunk_slots_C, self.chunk_members_C = flat[fields.chunk_slots], flat[fields.chunk_members]
         self.chunk_positions_C, self.count_1 = flat[fields.chunk_positions], flat[fields.end]
 
@@ -188,8 +189,8 @@ def flatten(plan: RoundPlan, members: int, chunk: int, trees: int, spare: int) -
     flat[fields.starts][:count] = np.where(plan.chunks > 0, plan.firsts, -1)
     if plan.marks is not None and plan.mark_slots is not None:
         flat[fields.marks][:count], flat[fields.mark_slots][:count] = plan.marks, plan.mark_slots
-    floats = flat[fields.floats].view(np.float32)
-    floats[:count], floats[members] = plan.odds, plan.least
+    flat[fields.odds].view(np.float32)[:count] = plan.odds
+    flat[fields.least].view(np.float32)[0] = plan.least
     flat[fields.trees] = np.repeat(np.arange(count), rows)
     if chunk:
         _fill_chunk(flat, fields, plan)
