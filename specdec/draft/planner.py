@@ -26,10 +26,10 @@ from specdec.kernels.tree_select import OFFERED
 # makes more requests lose.
 _VALUE = 0.7
 _MARGIN = 1.01  # by so much a dearer round must promise to be better: medians of rounds differ by as much from minute to minute
-# Where drafting does not pay, and costs more than this share of a round, it stops; then it is tried for a few rounds after so
-# many, which costs less than a tenth of what drafting costs.
-_CHEAP = 0.01
-_PAUSE, _TRIAL = 48, 4
+# Where drafting does not pay, it stops. It is tried again for a few rounds, also when a new sequence has come, whenever rounds
+# without it have made up for that: trials take this share of the time, a tenth of what is lost where nothing matches at all.
+_TRIALS = 0.01
+_TRIAL = 4  # rounds: two to learn what a sequence's drafters offer, and two more
 _LEAST, _MOST = 0.02, 0.95  # of the survival that is worth a row
 _NEWS = 0.02  # chances that moved less are not told again
 
@@ -89,8 +89,10 @@ class Planner:
         self._adaptive = adaptive
         self._buckets = row_buckets
         self._wider: dict[tuple[int, bool], IntArray] = {}
-        self._paused = 0  # rounds since drafters ran
-        self._trial = 0  # rounds that they are tried for
+        self._trial = 0  # rounds that drafters are still tried for
+        self._saved = math.inf  # seconds that trials may take
+        self._fresh = False  # whether a sequence has come since the last decision
+        self._resting: int | None = None  # members of the rounds for which drafting was found not to pay
         self._told: FloatArray | None = None
         self._drafters = bool(len(priors))
         self._learned = True  # since the chances were asked for
@@ -99,6 +101,7 @@ class Planner:
         """A new sequence takes a slot."""
         self._forecast.enter(slot)
         self._habits.enter(slot, temperature)
+        self._fresh = True
 
     def new_chances(self) -> FloatArray | None:
         """float64 [X], how likely each kind is right; None where that has hardly changed since it was asked last."""
@@ -135,6 +138,9 @@ class Planner:
         """
         trees = int(nodes.sum())
         room, plain = self._max_rows - trees, self.costs.plain(chunk_rows + trees, context)
+        if self._resting == len(slots) and not self._may_try():  # nothing was learned since that was found
+            self._save(plain)
+            return Budgets(nodes, np.ones(len(slots)), 0.0, False)
         order, gains = self._best(slots, most, room)
         base, best, filled = chunk_rows + trees, 0, 0
         rate, distinct = trees / (plain + self.costs.drafting), float(base)
@@ -149,7 +155,8 @@ class Planner:
             if rates_K[place] > max(_MARGIN * trees / plain, rate):
                 rate, distinct = float(rates_K[place]), float(distinct_K[place])
                 best, filled = int(counts[place]), int(filled_K[place])
-        if not self._drafts(best > 0, self.costs.drafting / plain):
+        if not self._drafts(best > 0, plain):
+            self._resting = len(slots)
             return Budgets(nodes, np.ones(len(slots)), 0.0, False)
         least = _MOST
         if self._buckets is None:  # what is not found takes no row
@@ -183,19 +190,31 @@ class Planner:
         found: IntArray = counts[: int(counts.searchsorted(most)) + 1]
         return found
 
-    def _drafts(self, pays: bool, share: float) -> bool:
-        """Whether drafters run: where they pay, where they cost next to nothing, and now and then."""
-        if pays or share < _CHEAP:
-            self._paused = self._trial = 0
-            return True
-        if self._trial:
-            self._trial -= 1
-            return True
-        self._paused += 1
-        if self._paused > _PAUSE:
-            self._paused, self._trial = 0, _TRIAL - 1
-            return True
-        return False
+    def _drafts(self, pays: bool, plain: float) -> bool:
+        """Whether drafters run: where they pay, where they cost next to nothing, and where they are tried."""
+        cost, self._resting = self.costs.drafting, None
+        if pays or cost < _TRIALS * plain:
+            self._trial, self._saved = 0, self._most_saved
+        elif self._trial or self._may_try():
+            self._trial = (self._trial or _TRIAL) - 1
+            self._saved -= cost
+        else:
+            self._save(plain)
+            return False
+        self._fresh = False
+        return True
+
+    def _may_try(self) -> bool:
+        """Whether drafters may be tried. What is saved allows two trials at most, one of which is kept for new sequences."""
+        return bool(self._trial) or self._saved >= self._most_saved / (2 if self._fresh else 1)
+
+    def _save(self, plain: float) -> None:
+        """A round that takes so long goes without drafters."""
+        self._saved = min(self._saved + _TRIALS * plain, self._most_saved)
+
+    @property
+    def _most_saved(self) -> float:
+        return 2 * _TRIAL * self.costs.drafting
 
     def _least(self, rate: float, rows: int, distinct: float, context: int) -> float:
         """The survival that is worth a row: what drafts more cost, in tokens at this round's rate."""

@@ -23,7 +23,7 @@ from specdec.round.outcome import Outcome
 from specdec.round.plan import RoundPlan
 from specdec.round.round import Round
 from specdec.round.sample.draw import Nucleus
-from specdec.round.slots import Needs, Occupant
+from specdec.round.slots import Occupant
 from specdec.text.tokenizer import TextStream, Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -324,9 +324,7 @@ class Engine:
 
     def _retry(self, sequence: Sequence, nucleus: Nucleus) -> None:
         """A round was void: where its nucleus was too wide for the round, the next one knows; else nothing helps."""
-        needs = self._round.slots.needs
-        if nucleus is Nucleus.NARROW and needs[sequence.slot] & Needs.TRUNCATED:
-            needs[sequence.slot] |= Needs.WIDE
+        if nucleus is Nucleus.NARROW and self._round.widen(sequence.slot):
             return
         self._round.scrub(sequence.pages)
         self._scheduler.spoil(sequence.pages)

@@ -60,6 +60,15 @@ class RoundPlan:
         return self._rows[trees]
 
     @cached_property
+    def key(self) -> tuple[object, ...] | None:
+        """Equal for rounds whose tables are equal; None where prompts are read, which hardly repeats."""
+        if self.num_chunk:
+            return None
+        return (
+            self.slots.tobytes(), self.nodes.tobytes(), self.odds.tobytes(), self.pages, self.least, self.drafting
+        )  # fmt: skip
+
+    @cached_property
     def _rows(self) -> dict[int, IntArray]:
         return {}
 

@@ -100,7 +100,8 @@ class Round:
         size = PlanTables.size(members, chunk_bucket(max_chunk), MOST_TREE_ROWS)
         self._flat = torch.zeros(size, dtype=torch.int64, device=self._device)
         self._staged = [torch.zeros(size, dtype=torch.int64, pin_memory=on_gpu) for _ in range(TURNS_KEPT)]
-        self._last_plan: IntArray = np.zeros(0, np.int64)
+        self._last_key: tuple[object, ...] | None = None  # of the plan whose tables are there; None where slots have changed
+        self._last: tuple[RoundShape, IntArray]
         self._turns_1 = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._turn = 0  # the same as the host counts
         most_told = members * outcome_width(MAX_NODES, True)
@@ -132,6 +133,7 @@ class Round:
             allowed: bits of the drafters' names that it may use.
             group: whose it is; what drafters learn from one group is not offered to another.
         """
+        self._last_key = None
         self.slots.enter(slot, occupant, allowed, allowed != (1 << len(self.drafting.names.names)) - 1)
         self.caches.enter(slot, occupant.position, occupant.mark)
         starter = Starter(occupant.tokens, occupant.num_prompt_tokens, occupant.sampling, occupant.prediction_ids, group)
@@ -141,8 +143,16 @@ class Round:
     @torch.inference_mode()
     def leave(self, slot: int, output: Sequence[int]) -> None:
         """A sequence is over; drafters may learn from `output`."""
+        self._last_key = None
         for drafter in self.drafting.drafters:
             drafter.leave(slot, output)
+
+    def widen(self, slot: int) -> bool:
+        """Look at wide nuclei as well in what a slot's next rounds draw; False where it has no nucleus."""
+        truncated = bool(self.slots.needs[slot] & Needs.TRUNCATED)
+        self.slots.needs[slot] |= Needs.WIDE * truncated
+        self._last_key = None
+        return truncated
 
     @torch.inference_mode()
     def set_pages(self, slots: Sequence[int], indices: Sequence[int], pages: Sequence[int]) -> None:
@@ -162,12 +172,10 @@ class Round:
     @torch.inference_mode()
     def enqueue(self, plan: RoundPlan) -> None:
         """One more round. Between two rounds of a small model there is time for little more than this."""
-        shape = self.shape_of(plan)
+        shape, firsts = self._tabled(plan)
         follows = bool(self._underway) and shape in self.graphs
-        self._upload(flatten(plan, shape.members, shape.chunk, shape.trees, self.slots.spare))
         self._turn += 1
-        rows = plan.rows(shape.trees)
-        entry = _Underway(self._turn, plan, shape, np.cumsum(rows) - rows)
+        entry = _Underway(self._turn, plan, shape, firsts)
         started = time.perf_counter()
         self.graphs.launch(shape)
         if self._done:
@@ -239,11 +247,18 @@ class Round:
         """Pages of a round's tables where its longest member holds `count`."""
         return page_bucket(count, members, self.slots.max_pages)
 
+    def _tabled(self, plan: RoundPlan) -> tuple[RoundShape, IntArray]:
+        """A plan's shape and the first tree row of each member; its tables are on their way to the device. Where nothing has
+        changed since the round before, all that is there already."""
+        if plan.key is None or plan.key != self._last_key:
+            shape = self.shape_of(plan)
+            self._upload(flatten(plan, shape.members, shape.chunk, shape.trees, self.slots.spare))
+            rows = plan.rows(shape.trees)
+            self._last_key, self._last = plan.key, (shape, np.cumsum(rows) - rows)
+        return self._last
+
     def _upload(self, flat: IntArray) -> None:
-        """Without waiting for the rounds underway, which read the old plan; a plan that did not change is there already."""
-        if np.array_equal(flat, self._last_plan):
-            return
-        self._last_plan = flat
+        """Without waiting for the rounds underway, which read the old plan."""
         staged = self._staged[(self._turn + 1) % TURNS_KEPT][: len(flat)]
         staged.numpy()[:] = flat
         self._flat[: len(flat)].copy_(staged, non_blocking=True)
@@ -337,7 +352,7 @@ class Round:
         for _ in range(2):
             with self.staying():
                 self.graphs.launch(shape)
-        self._last_plan = np.zeros(0, np.int64)
+        self._last_key = None
         return shape
 
     @torch.inference_mode()
