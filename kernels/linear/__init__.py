@@ -17,10 +17,15 @@ __all__ = ["PackedWeight", "embed_and_norm", "least_rows", "linear", "pack", "rm
 
 # from this many rows on, and at its multiples, F.linear gives a row the same bits on the CPU
 _TORCH_ROWS = 16
-# with AMX, oneDNN cuts K by the number of rows: a row's bits are its own only where that number is always the same
-_AMX_ROWS = 32
-# oneDNN lays blocks out for a batch of about this size; its choice does not show in the bits
-_ONEDNN_ROWS = 16
+# with AMX, oneDNN cuts K by the number of rows. So products have one of these, as far as a row's bits are the same at all of
+# them, which is tried out
+_AMX_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
+_ALONE_ROWS = 8  # that are tried one by one
+_PADDED_ROWS = 64  # up to so many rows are padded to the next of them, more are cut
+_ALWAYS_EXACT = (32,)  # one number of rows alone
+# oneDNN lays a weight out for a batch of about this size. Without AMX the choice does not show in the bits; with it, more
+# numbers of rows agree in the layout for one row (SmolLM2's weights, Sapphire Rapids, torch 2.11)
+_ONEDNN_ROWS, _AMX_LAYOUT_ROWS = 16, 1
 
 
 class _Path(Enum):
@@ -36,7 +41,7 @@ class PackedWeight:
     data: Tensor
     path: _Path
     min_rows: int  # fewer rows are computed by another kernel, with other bits
-    block: int = 0  # rows computed at a time, no more and no fewer; 0: all at once
+    rows: tuple[int, ...] = ()  # numbers of rows that products have; empty: any
 
     @property
     def nbytes(self) -> int:
@@ -56,9 +61,27 @@ def _onednn_computes(dtype: torch.dtype) -> bool:
 
 
 @functools.cache
-def _exact_rows(dtype: torch.dtype) -> int:
-    """`PackedWeight.block` on this processor."""
-    return _AMX_ROWS if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported() else 0
+def _has_amx(dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+
+
+_exact_rows: dict[tuple[int, int, bool, int], tuple[int, ...]] = {}
+
+
+def _find_exact_rows(weight_NK: Tensor, data: Tensor, keep_plain: bool) -> tuple[int, ...]:
+    """Those of `_AMX_ROWS` at which a row's bits are what they are at one row, tried once for each shape and number of threads;
+    `_ALWAYS_EXACT` where these are too few."""
+    num_features, num_inputs = weight_NK.shape
+    key = (num_features, num_inputs, keep_plain, torch.get_num_threads())
+    if key not in _exact_rows:
+        x_RK = torch.randn((_AMX_ROWS[-1], num_inputs), generator=torch.Generator().manual_seed(0)).to(weight_NK.dtype)
+        products = {rows: _onednn(x_RK[:rows], data, None) for rows in _AMX_ROWS}
+        alone_RN = torch.cat([_onednn(x_RK[row : row + 1], data, None) for row in range(_ALONE_ROWS)])
+        alike = {rows: found for rows, found in products.items() if torch.equal(found[:_ALONE_ROWS], alone_RN[:rows])}
+        most_RN = alike[max(alike)]
+        exact = tuple(rows for rows, found in alike.items() if torch.equal(found, most_RN[:rows]))
+        _exact_rows[key] = exact if exact[-1] >= _ALWAYS_EXACT[0] else _ALWAYS_EXACT
+    return _exact_rows[key]
 
 
 def least_rows(dtype: torch.dtype, device: torch.device) -> int:
@@ -79,8 +102,11 @@ def pack(weight_NK: Tensor, *, keep_plain: bool = False) -> PackedWeight:
         return PackedWeight(weight_NK, _Path.TRITON, 1)
     if weight_NK.device.type != "cpu" or not _onednn_computes(weight_NK.dtype):
         return PackedWeight(weight_NK, _Path.TORCH, _TORCH_ROWS)
-    data = weight_NK if keep_plain else torch.ops.mkldnn._reorder_linear_weight(weight_NK, _ONEDNN_ROWS)
-    return PackedWeight(data, _Path.ONEDNN, least_rows(weight_NK.dtype, weight_NK.device), _exact_rows(weight_NK.dtype))
+    amx = _has_amx(weight_NK.dtype)
+    layout_rows = _AMX_LAYOUT_ROWS if amx else _ONEDNN_ROWS
+    data = weight_NK if keep_plain else torch.ops.mkldnn._reorder_linear_weight(weight_NK, layout_rows)
+    rows = _find_exact_rows(weight_NK, data, keep_plain) if amx else ()
+    return PackedWeight(data, _Path.ONEDNN, least_rows(weight_NK.dtype, weight_NK.device), rows)
 
 
 def linear(
@@ -145,17 +171,33 @@ def _scalar(value: float) -> Tensor:
 def _linear_cpu(x_RK: Tensor, weight: PackedWeight, bias_N: Tensor | None) -> Tensor:
     num_rows = x_RK.shape[0]
     if weight.path is _Path.ONEDNN:
-        if weight.block and num_rows != weight.block:
-            padded_RK = _pad_rows(x_RK, max(num_rows + -num_rows % weight.block, weight.block))
-            blocks = torch.split(padded_RK, weight.block)
-            return torch.cat([_linear_cpu(block, weight, bias_N) for block in blocks])[:num_rows]
+        if weight.rows and num_rows not in weight.rows:
+            sizes = _cut(num_rows, weight.rows)
+            blocks = torch.split(_pad_rows(x_RK, sum(sizes)), sizes)
+            return torch.cat([_onednn(block, weight.data, bias_N) for block in blocks])[:num_rows]
         if num_rows >= weight.min_rows:
-            return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x_RK, weight.data, bias_N, "none", [], ""))
+            return _onednn(x_RK, weight.data, bias_N)
         return _linear_cpu(_pad_rows(x_RK, weight.min_rows), weight, bias_N)[:num_rows]
     if num_rows % weight.min_rows:
         padded_rows = num_rows + -num_rows % weight.min_rows
         return F.linear(_pad_rows(x_RK, padded_rows), weight.data, bias_N)[:num_rows]
     return F.linear(x_RK, weight.data, bias_N)
+
+
+@functools.cache
+def _cut(num_rows: int, allowed: tuple[int, ...]) -> list[int]:
+    """Numbers of rows, all of them allowed, `num_rows` or a few more together."""
+    sizes = []
+    while num_rows > min(_PADDED_ROWS, allowed[-1]):
+        sizes.append(max(size for size in allowed if size <= num_rows))
+        num_rows -= sizes[-1]
+    if num_rows or not sizes:
+        sizes.append(next(size for size in allowed if size >= num_rows))
+    return sizes
+
+
+def _onednn(x_RK: Tensor, data: Tensor, bias_N: Tensor | None) -> Tensor:
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x_RK, data, bias_N, "none", [], ""))
 
 
 def _pad_rows(x_RK: Tensor, num_rows: int) -> Tensor:

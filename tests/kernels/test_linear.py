@@ -1,9 +1,12 @@
 """The CPU's linear layer: what it computes, and that a row's bits depend on that row alone."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
+import specdec.kernels.linear as linear_module
 from specdec.kernels.linear import linear, pack
 from specdec.kernels.linear.reference import linear as reference
 
@@ -77,3 +80,31 @@ def test_a_plain_weight_is_shared_and_a_packed_one_is_not() -> None:
     if packed.path.value == "onednn":
         weight.zero_()
         assert torch.equal(linear(x, packed), before)
+
+
+@pytest.mark.parametrize("allowed", [(32,), (1, 2, 32), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)])
+def test_rows_are_padded_or_cut_to_the_numbers_that_are_exact(allowed: tuple[int, ...]) -> None:
+    weight = dataclasses.replace(pack(torch.randn(96, 64, generator=torch.Generator().manual_seed(1)).bfloat16()), rows=allowed)
+    x_RK = torch.randn(300, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+    expected = linear(x_RK, dataclasses.replace(weight, rows=()))
+    for rows in (0, 1, 5, 31, 32, 33, 64, 65, 100, 200, 300):
+        sizes = linear_module._cut(rows, allowed)
+        assert set(sizes) <= set(allowed)
+        assert rows <= sum(sizes) < max(rows, 1) + 32
+        assert torch.equal(linear(x_RK[:rows], weight), expected[:rows])
+
+
+@pytest.mark.parametrize(("most", "found"), [(16, (32,)), (48, (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48))])
+def test_where_too_few_numbers_of_rows_agree_every_product_has_the_same(
+    monkeypatch: pytest.MonkeyPatch, most: int, found: tuple[int, ...]
+) -> None:
+    whole = linear_module._onednn
+
+    def cut_by_rows(x_RK: torch.Tensor, data: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
+        """As if K were cut otherwise above some number of rows."""
+        return whole(x_RK, data, bias_N) * (1.5 if len(x_RK) > most else 1.0)
+
+    monkeypatch.setattr(linear_module, "_has_amx", lambda dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(linear_module, "_onednn", cut_by_rows)
+    monkeypatch.setattr(linear_module, "_exact_rows", {})
+    assert pack(torch.randn(96, 64).bfloat16()).rows == found
