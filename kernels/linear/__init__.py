@@ -7,25 +7,24 @@ import functools
 import platform
 from dataclasses import dataclass
 from enum import Enum
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from specdec.kernels.linear.exact_rows import ExactRows, find_exact_rows, least_rows_found, product, reorder
+
 __all__ = ["PackedWeight", "embed_and_norm", "least_rows", "linear", "pack", "rms_norm", "uses_triton"]
 
 # from this many rows on, and at its multiples, F.linear gives a row the same bits on the CPU
 _TORCH_ROWS = 16
-# with AMX, oneDNN cuts K by the number of rows. So products have one of these, as far as a row's bits are the same at all of
-# them, which is tried out
-_AMX_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
-_ALONE_ROWS = 8  # that are tried one by one
-_PADDED_ROWS = 64  # up to so many rows are padded to the next of them, more are cut
-_ALWAYS_EXACT = (32,)  # one number of rows alone
-# oneDNN lays a weight out for a batch of about this size. Without AMX the choice does not show in the bits; with it, more
-# numbers of rows agree in the layout for one row (SmolLM2's weights, Sapphire Rapids, torch 2.11)
-_ONEDNN_ROWS, _AMX_LAYOUT_ROWS = 16, 1
+# oneDNN lays a weight out for a batch of about this size; with AMX more numbers of rows agree in the layout for one row
+# (SmolLM2's weights, Sapphire Rapids, torch 2.11)
+_LAYOUT_ROWS, _AMX_LAYOUT_ROWS = 16, 1
+_PADDED_ROWS = 64  # where not every number of rows is exact: up to so many are padded to the next that is, more are cut
+
+
+_ANY_NUMBER = ExactRows(1)
 
 
 class _Path(Enum):
@@ -40,8 +39,7 @@ class PackedWeight:
 
     data: Tensor
     path: _Path
-    min_rows: int  # fewer rows are computed by another kernel, with other bits
-    rows: tuple[int, ...] = ()  # numbers of rows that products have; empty: any
+    rows: ExactRows = _ANY_NUMBER
 
     @property
     def nbytes(self) -> int:
@@ -65,28 +63,9 @@ def _has_amx(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
 
 
-_exact_rows: dict[tuple[int, int, bool, int], tuple[int, ...]] = {}
-
-
-def _find_exact_rows(weight_NK: Tensor, data: Tensor, keep_plain: bool) -> tuple[int, ...]:
-    """Those of `_AMX_ROWS` at which a row's bits are what they are at one row, tried once for each shape and number of threads;
-    `_ALWAYS_EXACT` where these are too few."""
-    num_features, num_inputs = weight_NK.shape
-    key = (num_features, num_inputs, keep_plain, torch.get_num_threads())
-    if key not in _exact_rows:
-        x_RK = torch.randn((_AMX_ROWS[-1], num_inputs), generator=torch.Generator().manual_seed(0)).to(weight_NK.dtype)
-        products = {rows: _onednn(x_RK[:rows], data, None) for rows in _AMX_ROWS}
-        alone_RN = torch.cat([_onednn(x_RK[row : row + 1], data, None) for row in range(_ALONE_ROWS)])
-        alike = {rows: found for rows, found in products.items() if torch.equal(found[:_ALONE_ROWS], alone_RN[:rows])}
-        most_RN = alike[max(alike)]
-        exact = tuple(rows for rows, found in alike.items() if torch.equal(found, most_RN[:rows]))
-        _exact_rows[key] = exact if exact[-1] >= _ALWAYS_EXACT[0] else _ALWAYS_EXACT
-    return _exact_rows[key]
-
-
 def least_rows(dtype: torch.dtype, device: torch.device) -> int:
-    """Rows that `linear` wants at least; whoever brings as many saves each layer the padding. AMX blocks aside."""
-    return 2 if device.type == "cpu" and dtype == torch.float32 and _onednn_computes(dtype) else 1
+    """Rows that weights which were packed so far want at least; whoever brings as many saves each layer the padding."""
+    return least_rows_found(dtype) if device.type == "cpu" and _onednn_computes(dtype) else 1
 
 
 def pack(weight_NK: Tensor, *, keep_plain: bool = False) -> PackedWeight:
@@ -99,14 +78,12 @@ def pack(weight_NK: Tensor, *, keep_plain: bool = False) -> PackedWeight:
     """
     assert weight_NK.ndim == 2, weight_NK.shape
     if uses_triton(weight_NK.device):
-        return PackedWeight(weight_NK, _Path.TRITON, 1)
+        return PackedWeight(weight_NK, _Path.TRITON)
     if weight_NK.device.type != "cpu" or not _onednn_computes(weight_NK.dtype):
-        return PackedWeight(weight_NK, _Path.TORCH, _TORCH_ROWS)
-    amx = _has_amx(weight_NK.dtype)
-    layout_rows = _AMX_LAYOUT_ROWS if amx else _ONEDNN_ROWS
-    data = weight_NK if keep_plain else torch.ops.mkldnn._reorder_linear_weight(weight_NK, layout_rows)
-    rows = _find_exact_rows(weight_NK, data, keep_plain) if amx else ()
-    return PackedWeight(data, _Path.ONEDNN, least_rows(weight_NK.dtype, weight_NK.device), rows)
+        return PackedWeight(weight_NK, _Path.TORCH)
+    layout_rows = 0 if keep_plain else _AMX_LAYOUT_ROWS if _has_amx(weight_NK.dtype) else _LAYOUT_ROWS
+    rows = find_exact_rows(weight_NK.shape[0], weight_NK.shape[1], weight_NK.dtype, layout_rows)
+    return PackedWeight(reorder(weight_NK, layout_rows), _Path.ONEDNN, rows)
 
 
 def linear(
@@ -170,35 +147,32 @@ def _scalar(value: float) -> Tensor:
 
 def _linear_cpu(x_RK: Tensor, weight: PackedWeight, bias_N: Tensor | None) -> Tensor:
     num_rows = x_RK.shape[0]
-    if weight.path is _Path.ONEDNN:
-        if weight.rows and num_rows not in weight.rows:
-            sizes = _cut(num_rows, weight.rows)
-            blocks = torch.split(_pad_rows(x_RK, sum(sizes)), sizes)
-            return torch.cat([_onednn(block, weight.data, bias_N) for block in blocks])[:num_rows]
-        if num_rows >= weight.min_rows:
-            return _onednn(x_RK, weight.data, bias_N)
-        return _linear_cpu(_pad_rows(x_RK, weight.min_rows), weight, bias_N)[:num_rows]
-    if num_rows % weight.min_rows:
-        padded_rows = num_rows + -num_rows % weight.min_rows
-        return F.linear(_pad_rows(x_RK, padded_rows), weight.data, bias_N)[:num_rows]
-    return F.linear(x_RK, weight.data, bias_N)
+    if weight.path is _Path.TORCH:
+        padded_RK = _pad_rows(x_RK, num_rows + -num_rows % _TORCH_ROWS)
+        return F.linear(padded_RK, weight.data, bias_N)[:num_rows]
+    least, sizes = weight.rows
+    if sizes and num_rows not in sizes:
+        cut = _cut(num_rows, sizes)
+        blocks = torch.split(_pad_rows(x_RK, sum(cut)), cut)
+        return torch.cat([product(block, weight.data, bias_N) for block in blocks])[:num_rows]
+    if num_rows < least:
+        return product(_pad_rows(x_RK, least), weight.data, bias_N)[:num_rows]
+    return product(x_RK, weight.data, bias_N)
 
 
 @functools.cache
-def _cut(num_rows: int, allowed: tuple[int, ...]) -> list[int]:
-    """Numbers of rows, all of them allowed, `num_rows` or a few more together."""
-    sizes = []
-    while num_rows > min(_PADDED_ROWS, allowed[-1]):
-        sizes.append(max(size for size in allowed if size <= num_rows))
-        num_rows -= sizes[-1]
-    if num_rows or not sizes:
-        sizes.append(next(size for size in allowed if size >= num_rows))
-    return sizes
-
-
-def _onednn(x_RK: Tensor, data: Tensor, bias_N: Tensor | None) -> Tensor:
-    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x_RK, data, bias_N, "none", [], ""))
+def _cut(num_rows: int, sizes: tuple[int, ...]) -> list[int]:
+    """Numbers of rows out of `sizes`, together `num_rows` or a few more."""
+    cut = []
+    while num_rows > min(_PADDED_ROWS, sizes[-1]):
+        cut.append(max(size for size in sizes if size <= num_rows))
+        num_rows -= cut[-1]
+    if num_rows or not cut:
+        cut.append(next(size for size in sizes if size >= num_rows))
+    return cut
 
 
 def _pad_rows(x_RK: Tensor, num_rows: int) -> Tensor:
+    if num_rows == x_RK.shape[0]:
+        return x_RK
     return F.pad(x_RK, (0, 0, 0, num_rows - x_RK.shape[0]))

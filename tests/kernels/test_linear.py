@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import specdec.kernels.linear as linear_module
-from specdec.kernels.linear import linear, pack
+from specdec.kernels.linear import exact_rows, linear, pack
+from specdec.kernels.linear.exact_rows import ExactRows
 from specdec.kernels.linear.reference import linear as reference
 
 # a real model's projections, powers of two, and sizes that fill no register or block
@@ -84,27 +85,36 @@ def test_a_plain_weight_is_shared_and_a_packed_one_is_not() -> None:
 
 @pytest.mark.parametrize("allowed", [(32,), (1, 2, 32), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)])
 def test_rows_are_padded_or_cut_to_the_numbers_that_are_exact(allowed: tuple[int, ...]) -> None:
-    weight = dataclasses.replace(pack(torch.randn(96, 64, generator=torch.Generator().manual_seed(1)).bfloat16()), rows=allowed)
-    x_RK = torch.randn(300, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
-    expected = linear(x_RK, dataclasses.replace(weight, rows=()))
+    packed = pack(random(96, 64, dtype=torch.float32, seed=1))
+    restricted = dataclasses.replace(packed, rows=ExactRows(allowed[0], allowed))
+    x = random(300, 64, dtype=torch.float32, seed=2)
+    expected = linear(x, packed)
     for rows in (0, 1, 5, 31, 32, 33, 64, 65, 100, 200, 300):
         sizes = linear_module._cut(rows, allowed)
         assert set(sizes) <= set(allowed)
         assert rows <= sum(sizes) < max(rows, 1) + 32
-        assert torch.equal(linear(x_RK[:rows], weight), expected[:rows])
+        assert torch.equal(linear(x[:rows], restricted), expected[:rows])
 
 
-@pytest.mark.parametrize(("most", "found"), [(16, (32,)), (48, (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48))])
-def test_where_too_few_numbers_of_rows_agree_every_product_has_the_same(
-    monkeypatch: pytest.MonkeyPatch, most: int, found: tuple[int, ...]
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ((), ExactRows(1)),
+        ((2,), ExactRows(2)),
+        ((33,), ExactRows(1, (1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14, 16, 17, 24, 31, 32))),
+        ((7, 14), ExactRows(14)),
+        ((32, 33), ExactRows(32, (32,))),
+        ((17, 31, 33), ExactRows(31, (31, 32))),
+    ],
+)
+def test_the_trial_finds_the_numbers_of_rows_at_which_the_order_changes(
+    monkeypatch: pytest.MonkeyPatch, changes: tuple[int, ...], found: ExactRows
 ) -> None:
-    whole = linear_module._onednn
+    """A product whose terms are added in another order from some numbers of rows on."""
 
-    def cut_by_rows(x_RK: torch.Tensor, data: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
-        """As if K were cut otherwise above some number of rows."""
-        return whole(x_RK, data, bias_N) * (1.5 if len(x_RK) > most else 1.0)
+    def ordered(x: Tensor, data: Tensor, bias: Tensor | None) -> Tensor:
+        order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(sum(len(x) >= change for change in changes)))
+        return (x[:, None, order] * data[None, :, order]).sum(-1)
 
-    monkeypatch.setattr(linear_module, "_has_amx", lambda dtype: dtype == torch.bfloat16)
-    monkeypatch.setattr(linear_module, "_onednn", cut_by_rows)
-    monkeypatch.setattr(linear_module, "_exact_rows", {})
-    assert pack(torch.randn(96, 64).bfloat16()).rows == found
+    monkeypatch.setattr(exact_rows, "product", ordered)
+    assert exact_rows._try(8, 64, torch.float32, 0) == found
