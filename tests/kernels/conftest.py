@@ -56,6 +56,22 @@ class Forest:
             *tree_rows_reference(self.texts, self.layout, self.drafts, torch.zeros(1, dtype=torch.int64), **self.shape)
         )
 
+    def alone(self, member: int) -> "Forest":
+        """A round of one of the members, its tree with no rows to spare."""
+        own, layout, tree = slice(member, member + 1), self.layout, self.trees[member]
+        size = 0 if tree is None else len(tree)
+        mine = Layout(
+            texts_M=layout.texts_M[own],
+            nodes_M=torch.tensor([size]),
+            firsts_M=torch.zeros(1, dtype=torch.int64),
+            bases_M=layout.bases_M[own],
+            starts_M=layout.starts_M[own],
+            trees_T=torch.zeros(size, dtype=torch.int64),
+        )
+        tokens_MN, parents_MN, counts_M = self.drafts
+        drafts = tokens_MN[own], parents_MN[own], counts_M[own]
+        return Forest([tree], self.texts, mine, drafts, self.num_nodes, self.page_size)
+
 
 def forest(
     trees: Sequence[DraftTree | None],

@@ -118,7 +118,7 @@ def test_the_host_is_told_what_became_of_every_draft(seed: int) -> None:
     r = decided(seed).commit()
     assert r.verified is not None
     candidates, trees, size = r.verified.candidates, r.verified.trees, r.forest.num_nodes
-    parts = r.told.split([len(Told), size, size, size, OFFERED], 1)
+    parts = torch.split(r.told, [len(Told), size, size, size, OFFERED], 1)
     for member, (columns, emitted, paths, nodes, survivals) in enumerate(zip(*parts, strict=True)):
         if member == NO_TREE:
             assert columns.tolist() == [0, 1, 0, -1, 0]
@@ -138,7 +138,7 @@ def test_the_host_is_told_what_became_of_every_draft(seed: int) -> None:
 
 def test_without_a_drafter_only_the_outcome_is_told() -> None:
     r = decided(2, drafted=False).commit()
-    columns, emitted = r.told.split([len(Told), r.forest.num_nodes], 1)
+    columns, emitted = torch.split(r.told, [len(Told), r.forest.num_nodes], 1)
     assert columns[:, Told.ACCEPTED].tolist() == [0] * len(LENGTHS)
     assert columns[:, Told.SOUND].tolist() == [int(m == NO_TREE or r.accepted.sound_M[m]) for m in range(len(LENGTHS))]
     assert columns[:, Told.DRAFTED :].tolist() == [[0, -1, 0]] * len(LENGTHS)

@@ -88,17 +88,20 @@ def test_without_drafts_every_row_is_its_root() -> None:
     assert [place == SPARE_ENTRY for place in rows.entries_T.tolist()] == [False, True, True] * 2
 
 
-def test_a_member_gets_the_same_rows_alone_and_with_rows_to_spare() -> None:
-    trees, lengths = [random_tree(n, n, 3) for n in (7, 1, 12)], [9, 3, 14]
-    together = lay_out(forest(trees, lengths, surplus=3))
-    first = 0
-    for member, tree in enumerate(trees):
-        alone = lay_out(forest([tree], [lengths[member]]))
+@pytest.mark.parametrize("surplus", [0, 3])
+def test_a_member_gets_the_same_rows_alone_and_with_rows_to_spare(surplus: int) -> None:
+    f = forest([random_tree(n, n, 3) for n in (7, 1, 12)], [9, 3, 14], surplus=surplus)
+    together = lay_out(f)
+    for member, tree in enumerate(f.trees):
+        assert tree is not None
+        alone, first = lay_out(f.alone(member)), int(f.layout.firsts_M[member])
         own = slice(first, first + len(tree))
-        first += len(tree) + 3
-        for name in ("tokens_T", "positions_T", "depths_T", "paths_T"):
-            assert torch.equal(getattr(together, name)[own], getattr(alone, name)) or name == "tokens_T", name
-        assert torch.equal(together.ancestors_TD[own, : len(tree)] - own.start, alone.ancestors_TD)
+        for name in ("tokens_T", "positions_T", "texts_T", "depths_T", "paths_T"):
+            assert torch.equal(getattr(together, name)[own], getattr(alone, name)), name
+        for name in ("parents_T", "ancestors_TD"):
+            assert torch.equal(getattr(together, name)[own] - first, getattr(alone, name)), name
+        scratch = alone.ancestor_entries_TD >= SCRATCH_ENTRY
+        assert torch.equal(together.ancestor_entries_TD[own] - first * scratch, alone.ancestor_entries_TD)
 
 
 def test_prompt_rows_read_and_write_where_their_positions_lie_and_padding_writes_nowhere() -> None:
