@@ -14,7 +14,7 @@ from specdec.kernels.tree_rows import Layout, Texts, TreeRows
 from specdec.kernels.tree_rows.reference import tree_rows_reference
 
 NUM_PAGES = 16  # of each text
-SPARE_ENTRY, SCRATCH_ENTRY = 9_999, 5_000
+SPARE_ENTRY, SCRATCH_ENTRY = 29_999, 20_000
 
 
 @pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
