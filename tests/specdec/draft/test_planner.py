@@ -30,7 +30,6 @@ def flat(rows: int) -> float:
 def make_planner(cost: Cost, slots: int = 1, prior: float = 0.5, buckets: bool = False, adaptive: bool = True) -> Planner:
     planner = Planner(
         np.full(2, prior),
-        np.zeros(2, np.int64),
         num_slots=slots,
         max_nodes=NODES,
         max_rows=128,
@@ -222,7 +221,7 @@ def test_where_nothing_may_be_drafted_no_drafter_runs(adaptive: bool) -> None:
     budgets = planner.plan(np.arange(3), np.array([1, 0, 1]), 5, 512)
     assert budgets.nodes.tolist() == [1, 0, 1]
     assert not budgets.drafting
-    nobody = Planner(np.zeros(0), np.zeros(0, np.int64), num_slots=1, max_nodes=8, max_rows=8, adaptive=adaptive)
+    nobody = Planner(np.zeros(0), num_slots=1, max_nodes=8, max_rows=8, adaptive=adaptive)
     assert nobody.plan(np.zeros(1, np.int64), np.array([8]), 0, 512).nodes.tolist() == [1]
 
 
@@ -280,7 +279,7 @@ def test_an_offer_that_was_not_verified_teaches_too() -> None:
 
 def test_only_drafts_whose_path_was_right_are_judged() -> None:
     """A tree: 1 right, its children 2 wrong and 3 right, 4 below 2 never put to the test, 5 wrong below the root."""
-    planner = Planner(np.full(6, 0.5), np.zeros(6, np.int64), num_slots=1, max_nodes=8, max_rows=8)
+    planner = Planner(np.full(6, 0.5), num_slots=1, max_nodes=8, max_rows=8)
     planner.new_chances()
     seen = Seen(
         slots=np.zeros(1, np.int64),
