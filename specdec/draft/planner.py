@@ -197,7 +197,7 @@ class Planner:
             self._trial, self._saved = 0, self._most_saved
         elif self._trial or self._may_try():
             self._trial = (self._trial or _TRIAL) - 1
-            self._saved -= cost
+            self._saved = min(self._saved, self._most_saved) - cost
         else:
             self._save(plain)
             return False
