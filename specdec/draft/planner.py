@@ -158,7 +158,7 @@ class Planner:
         if not self._drafts(best > 0, plain):
             self._resting = len(slots)
             return Budgets(nodes, np.ones(len(slots)), 0.0, False)
-        least = _MOST
+        least = _LEAST  # where nothing is verified, all that is offered is told, so that it is known what would pay
         if self._buckets is None:  # what is not found takes no row
             nodes = nodes + _share(np.maximum(most - 1, 0), room) * self._forecast.known(slots)
             least = self._least(rate, base + best, distinct, context)
