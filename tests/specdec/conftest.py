@@ -1,6 +1,9 @@
 """A context that does attention the plain way, so that models can be tested without a round; and the rows of a plan."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,12 +27,16 @@ class PlainContext:
         self._keys: list[list[Tensor]] = [[] for _ in model.cache_specs]
         self._values: list[list[Tensor]] = [[] for _ in model.cache_specs]
         self.positions_R = torch.empty(0, dtype=torch.int64)
-        self.captured: dict[int, Tensor] = {}
+        self.captured: dict[str, Tensor] = {}
 
     def at(self, first: int, count: int) -> "PlainContext":
         """The next `count` positions, from `first` on."""
         self.positions_R = torch.arange(first, first + count)
         return self
+
+    def cache(self, layer: int) -> Any:
+        """What `attend` does, for one layer."""
+        return SimpleNamespace(attend=partial(self.attend, layer))
 
     def attend(self, layer: int, qkv_RC: Tensor, heads: Heads) -> Tensor:
         q_RHD, k_RKD, v_RKD = heads.split(qkv_RC, heads.rope.rotation(self.positions_R))
@@ -42,8 +49,8 @@ class PlainContext:
         scores.masked_fill_(torch.arange(len(k)) > self.positions_R[:, None], -torch.inf)
         return torch.einsum("hrn,nhd->rhd", scores.softmax(-1), v).to(q_RHD.dtype).flatten(1)
 
-    def capture(self, layer: int, hidden_RE: Tensor) -> None:
-        self.captured[layer] = hidden_RE
+    def capture(self, name: str, hidden_RE: Tensor) -> None:
+        self.captured[name] = hidden_RE
 
 
 Logits = Callable[[Model, list[int]], Tensor]
