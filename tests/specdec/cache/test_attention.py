@@ -120,15 +120,3 @@ def test_an_accepted_path_is_moved_in_every_layer() -> None:
                 moved = new[target // PAGE, :, target % PAGE]
                 assert torch.equal(moved, old[source // PAGE, :, source % PAGE])
             assert int((old != new).any(1).any(-1).sum()) == 3, "the root lies where it belongs"
-
-
-def test_scrubbed_pages_hold_zeros() -> None:
-    cache = AttentionCache(SPECS, ROOM)
-    for layer in range(3):
-        for store in cache.layer(layer):
-            store.fill_(torch.nan)
-    cache.scrub([2, 5])
-    for layer in range(3):
-        for store in cache.layer(layer):
-            assert store[:, 0, 0, 0].isnan().tolist() == [page not in (2, 5) for page in range(len(store))]
-            assert not store[[2, 5]].any()
