@@ -201,6 +201,8 @@ def case(members: int, size: int, num_nodes: int, seed: int) -> tuple[Candidates
     # a drafter whose topology never changes tells it once for all
     candidates = Candidates(integers(-1, 4, members, size), parents[:1].expand(members, -1), integers(0, 16, members, size))
     chances, odds = torch.rand(16, generator=generator), 2.0 * torch.rand(members, generator=generator) + 0.1
+    if seed % 2:  # many candidates survive alike
+        chances, odds = (4.0 * chances).ceil() / 4.0, torch.ones(members)
     return candidates, chances, odds, integers(0, num_nodes + 1, members), torch.tensor([0.002 * (seed % 3)])
 
 
