@@ -67,6 +67,8 @@ def commit(
         turns_1: int64, rounds so far.
         counts_SV: int32, how often each token stands in each text's output, kept up to date where given.
     """
+    told = len(layout.texts_M) * told_width(accepted.emitted_MD.shape[1], verified is not None)
+    assert told <= told_HX.shape[1], "the ring has room for a round"
     if uses_triton(texts.lengths_S.device):
         from specdec.kernels.commit.kernel import commit_triton
 

@@ -125,9 +125,6 @@ def commit_triton(
     """As `specdec.kernels.commit.commit`; everything contiguous but the candidates' first dimension."""
     num_members, num_nodes = accepted.emitted_MD.shape
     pdl = overlaps(turns_1.device)
-    assert num_members * (_COLUMNS + 3 * num_nodes + OFFERED * (verified is not None)) <= told_HX.shape[1], (
-        "the ring has room for a round"
-    )
     drafts: tuple[Tensor | None, ...] = (None,) * 7
     steps = (0, 0)
     if verified is not None:

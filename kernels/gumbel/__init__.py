@@ -16,7 +16,8 @@ __all__ = ["Keys", "gumbel_argmax", "gumbel_topk"]
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Of each sequence: seeds_S int64, 0 or more; temperatures_S float32, above 0; noisy_S bool, False for the plain argmax."""
+    """Of each sequence: seeds_S int64, 0 or more; temperatures_S float32, above 0, and 1 where there is no noise; noisy_S bool,
+    False for the plain argmax."""
 
     seeds_S: Tensor
     temperatures_S: Tensor

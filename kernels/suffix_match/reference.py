@@ -62,11 +62,11 @@ def _matches(tokens_L: Tensor, suffix: Tensor, origin: int) -> tuple[Tensor, Ten
 def _ahead(tokens_L: Tensor, place: int, width: int, periodic: bool) -> Tensor:
     """int64 [W]: the tokens from `place` on; -1 behind a SEPARATOR or the end."""
     if periodic:
-        return tokens_L[place + torch.arange(width) % (len(tokens_L) - place)].long()
-    out = torch.full((width,), -1, dtype=torch.int64)
-    ahead = tokens_L[place : place + width].long()
-    out[: len(ahead)] = torch.where((ahead >= 0).long().cumprod(0) > 0, ahead, -1)
-    return out
+        ahead = tokens_L[place + torch.arange(width) % (len(tokens_L) - place)].long()
+    else:
+        ahead = torch.full((width,), -1, dtype=torch.int64)
+        ahead[: len(tokens_L) - place] = tokens_L[place : place + width].long()
+    return torch.where((ahead >= 0).long().cumprod(0) > 0, ahead, -1)
 
 
 def _trie(matched_K: Tensor, origins_K: Tensor, ahead_KW: Tensor, labels: Tensor, shift: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -61,8 +61,9 @@ def select_trees(
 ) -> Trees:
     """Keep the candidates that are the likeliest to be accepted.
 
-    A candidate survives with the product of the chances along its path. Equal paths are one node, with the best survival among
-    them. Equal survivals go to the earlier candidate; so what is kept is closed under parents.
+    A candidate survives with the product of the chances along its path, none of which counts as certain. Equal paths are one
+    node, with the best survival among them. Equal survivals go to the earlier candidate; so what is kept is closed under
+    parents.
 
     Args:
         candidates: parents first.

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from specdec.kernels.launch import aligned
-from specdec.kernels.tree_select.reference import OFFERED, PATH_FACTOR, doublings
+from specdec.kernels.tree_select.reference import FAINTEST, OFFERED, PATH_FACTOR, SUREST, doublings
 
 if TYPE_CHECKING:
     from specdec.kernels.tree_select import Candidates
@@ -41,6 +41,8 @@ def _select_kernel(
     SHARED: tl.constexpr,
     FACTOR: tl.constexpr,
     OFFERED: tl.constexpr,
+    SUREST: tl.constexpr,
+    FAINTEST: tl.constexpr,
 ):
     """Grid (trees,). The steps are the strides between trees, 0 where all share a row."""
     m = tl.program_id(0).to(tl.int64)
@@ -51,7 +53,7 @@ def _select_kernel(
     kind = tl.load(p_kinds + m * kinds_step + c, m_c, other=0)
     plain = tl.load(p_chances + kind, m_c, other=0.0)
     odds = plain * tl.load(p_odds + m)
-    chance = tl.where(token >= 0, tl.div_rn(odds, odds + (1.0 - plain)), 0.0)
+    chance = tl.where(token >= 0, tl.minimum(tl.div_rn(odds, odds + (1.0 - plain)), SUREST), 0.0)
     survival = chance
     depth = tl.full((BLOCK,), 1, tl.int32)
     above = parent
@@ -66,7 +68,7 @@ def _select_kernel(
             path += tl.where(more, factor * tl.gather(path, at, 0), 0)
             factor *= tl.where(more, tl.gather(factor, at, 0), 1)
         above = tl.where(more, tl.gather(above, at, 0), -1)
-    allowed = (survival >= tl.load(p_least)) & (survival > 0.0) & (depth <= max_depth)
+    allowed = (survival >= tl.load(p_least)) & (survival >= FAINTEST) & (depth <= max_depth)
     if SHARED:
         same = (path[:, None] == path[None, :]) & (depth[:, None] == depth[None, :])
         same = same & allowed[:, None] & allowed[None, :]
@@ -141,6 +143,9 @@ def select_trees_triton(
         shared,
         PATH_FACTOR,
         OFFERED,
+        SUREST,
+        FAINTEST,
         num_warps={16: 1, 32: 1, 64: 4}.get(block, 8),
+        enable_fp_fusion=False,
     )
     return *of_nodes, *of_trees, survivals

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from specdec.kernels.tree_select import Candidates
 
 OFFERED = 31  # candidates whose survival is told
+# A node must not come before the one above it, however their products are rounded. So each step down loses more than 64
+# roundings could win back, and survivals are normal numbers, which are rounded by no more than that.
+SUREST = 1.0 - 2.0**-12  # as what the chance of a candidate counts at most
+FAINTEST = 2.0**-126  # candidates that survive less likely are dropped
 PATH_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd, so that products of int64 lose no bits
 
 
@@ -32,9 +36,10 @@ def select_trees_reference(
     num_trees, size = tokens_MC.shape
     places_C = torch.arange(size, device=tokens_MC.device)
     odds_MC = chances_K[candidates.kinds_MC] * odds_M[:, None]
-    chances_MC = torch.where(tokens_MC >= 0, odds_MC / (odds_MC + (1.0 - chances_K[candidates.kinds_MC])), 0.0)
+    chances_MC = (odds_MC / (odds_MC + (1.0 - chances_K[candidates.kinds_MC]))).clamp(max=SUREST)
+    chances_MC = torch.where(tokens_MC >= 0, chances_MC, 0.0)
     survival_MC, depths_MC, paths_MC = _along_paths(tokens_MC, parents_MC, chances_MC, doublings(size, max_depth))
-    allowed_MC = (survival_MC >= least_1) & (survival_MC > 0) & (depths_MC <= max_depth)
+    allowed_MC = (survival_MC >= least_1) & (survival_MC >= FAINTEST) & (depths_MC <= max_depth)
     firsts_MC = places_C.expand(num_trees, -1)
     if shared:
         same_MCC = (paths_MC[:, :, None] == paths_MC[:, None]) & (depths_MC[:, :, None] == depths_MC[:, None])

@@ -11,10 +11,9 @@ def walk_trees_reference(
 ) -> tuple[Tensor, ...]:
     """As `specdec.kernels.tree_walk.walk_trees`; the fields of `Accepted`."""
     places_T = torch.arange(len(chosen_T), device=chosen_T.device)
-    repeats_T = rows.ancestors_TD[:, -1] != places_T
     matches_T = (rows.tokens_T == chosen_T[rows.parents_T]) | (rows.depths_T == 0)
-    kept_T = matches_T[rows.ancestors_TD].all(dim=1) & ~repeats_T
-    # siblings differ, so at most one row of each depth is kept
+    kept_T = matches_T[rows.ancestors_TD].all(dim=1)
+    # siblings differ, so at most one node of each depth is kept; rows that repeat it have its path
     depths_T = torch.where(kept_T, rows.depths_T, 0)
     num_M = torch.zeros_like(firsts_M).scatter_reduce(0, rows.trees_T, depths_T, "amax")
     is_last_T = kept_T & (rows.depths_T == num_M[rows.trees_T])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from specdec.arrays import BoolArray, FloatArray, IntArray
+from specdec.arrays import BoolArray, FloatArray, IntArray, share_evenly
 from specdec.draft.calibration import Calibration
 from specdec.draft.cost import CostTable
 from specdec.draft.forecast import Forecast
@@ -128,7 +128,7 @@ class Planner:
         if not self._drafters or room <= 0 or most.max() <= 1:
             return Budgets(nodes, np.ones(len(slots)), 0.0, False)
         if not self._adaptive:
-            return Budgets(nodes + _share(most - nodes, room), np.ones(len(slots)), 0.0, True)
+            return Budgets(nodes + share_evenly(most - nodes, room), np.ones(len(slots)), 0.0, True)
         return self._weigh(slots, most, nodes, chunk_rows, context)
 
     def _weigh(self, slots: IntArray, most: IntArray, nodes: IntArray, chunk_rows: int, context: int) -> Budgets:
@@ -158,9 +158,9 @@ class Planner:
         if not self._drafts(best > 0, plain):
             self._resting = len(slots)
             return Budgets(nodes, np.ones(len(slots)), 0.0, False)
-        least = _MOST
+        least = _LEAST  # where nothing is verified, all that is offered is told, so that it is known what would pay
         if self._buckets is None:  # what is not found takes no row
-            nodes = nodes + _share(np.maximum(most - 1, 0), room) * self._forecast.known(slots)
+            nodes = nodes + share_evenly(np.maximum(most - 1, 0), room) * self._forecast.known(slots)
             least = self._least(rate, base + best, distinct, context)
         elif best:
             nodes = nodes + np.bincount(order[:filled] // OFFERED, minlength=len(slots))
@@ -197,7 +197,7 @@ class Planner:
             self._trial, self._saved = 0, self._most_saved
         elif self._trial or self._may_try():
             self._trial = (self._trial or _TRIAL) - 1
-            self._saved -= cost
+            self._saved = min(self._saved, self._most_saved) - cost
         else:
             self._save(plain)
             return False
@@ -248,14 +248,3 @@ def _verified(seen: Seen) -> tuple[IntArray, IntArray, BoolArray]:
     kept_MN[np.nonzero(on_path_MD)[0], seen.paths[on_path_MD]] = True
     known_MN = (seen.kinds >= 0) & np.take_along_axis(kept_MN, np.maximum(seen.parents, 0), 1)
     return seen.slots[np.nonzero(known_MN)[0]], seen.kinds[known_MN], kept_MN[known_MN]
-
-
-def _share(wanted: IntArray, room: int) -> IntArray:
-    """As much of what is wanted as there is room for, shared out evenly."""
-    given = np.zeros_like(wanted)
-    while room > 0 and (open_ := np.flatnonzero(given < wanted)).size:
-        each = max(room // open_.size, 1)
-        more = np.minimum(wanted[open_] - given[open_], each)[:room]
-        given[open_[: len(more)]] += more
-        room -= int(more.sum())
-    return given

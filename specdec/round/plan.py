@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.arrays import FloatArray, IntArray
+from specdec.arrays import FloatArray, IntArray, share_evenly
 from specdec.kernels.tree_rows import Layout
+from specdec.kernels.tree_select import MAX_NODES
 from specdec.round.sample.draw import Nucleus
 
 ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -53,8 +54,8 @@ class RoundPlan:
         return len(self.slots)
 
     def rows(self, trees: int) -> IntArray:
-        """int64 [M]: rows of each member, `trees` together: as many as it has nodes, and what is left over shared out
-        evenly."""
+        """int64 [M]: rows of each member, `trees` together: as many as it has nodes, and what is left over shared out evenly,
+        as far as a tree may have so many."""
         if trees not in self._rows:
             self._rows[trees] = spread(self.nodes, trees)
         return self._rows[trees]
@@ -132,7 +133,7 @@ class _Fields(NamedTuple):
     end: slice
 
     @staticmethod
-    @functools.cache
+    @functools.lru_cache(maxsize=1 << 10)  # on a CPU there is no end of shapes
     def of(members: int, chunk: int, trees: int) -> "_Fields":
         sizes = [members] * 8 + [-(-members // 2), 1, trees, chunk, chunk, chunk, 1]
         starts = np.cumsum([0, *(size + size % 2 for size in sizes)]).tolist()  # each at a multiple of 16 bytes, see `aligned`
@@ -207,13 +208,9 @@ def flatten(plan: RoundPlan, members: int, chunk: int, trees: int, spare: int) -
 
 
 def spread(nodes: IntArray, trees: int) -> IntArray:
-    """See `RoundPlan.rows`."""
+    """See `RoundPlan.rows`. Each of the row buckets finds room in as few trees as there may be of so many nodes."""
     left = trees - int(nodes.sum())
-    owners, rows = np.flatnonzero(nodes) if left else nodes[:0], nodes.copy()
-    if len(owners):
-        rows[owners] += left // len(owners)
-        rows[owners[: left % len(owners)]] += 1
-    return rows
+    return nodes + share_evenly(np.where(nodes > 0, MAX_NODES - nodes, 0), left) if left else nodes.copy()
 
 
 def _fill_chunk(flat: IntArray, fields: _Fields, plan: RoundPlan) -> None:

@@ -1,23 +1,19 @@
-"""The Triton kernels' arithmetic at odd sizes without a GPU, through Triton's interpreter."""
+"""The arithmetic of the Triton kernels of layers at odd sizes without a GPU, through Triton's interpreter."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from specdec.kernels.gumbel.reference import gumbel_argmax_reference
 from specdec.kernels.moe.reference import moe as moe_reference
 from specdec.kernels.swiglu.reference import swiglu as swiglu_reference
 from specdec.kernels.tile_tables import Tile
-from specdec.kernels.tree_attention.reference import tree_attention_reference
 
 if torch.cuda.is_available():
     pytest.skip("the GPU tests run the kernels themselves", allow_module_level=True)
 linear = pytest.importorskip("specdec.kernels.linear.kernel")
 moe = pytest.importorskip("specdec.kernels.moe.kernel")
 routing = pytest.importorskip("specdec.kernels.moe.routing")
-attention = pytest.importorskip("specdec.kernels.tree_attention.kernel")
-gumbel = pytest.importorskip("specdec.kernels.gumbel.kernel")
 swiglu = pytest.importorskip("specdec.kernels.swiglu.kernel")
 pytestmark = pytest.mark.usefixtures("triton_interpreter")
 HALF = torch.float16  # the interpreter has no products of bf16
@@ -95,86 +91,6 @@ def test_moe(rows: int, hidden: int) -> None:
     assert _error(out, expected) < 2e-2
     assert _error(normed, torch.nn.functional.rms_norm(expected, (hidden,), next_norm, 1e-6)) < 2e-2
     assert not any(moe._arrivals(x.device, moe.DIRECT_ROWS * 3)), "zeros between two layers"
-
-
-@pytest.mark.parametrize(
-    "plan",
-    [(1, 1, 1, False), (1, 1, 1, True), (1, 1, 1, False, True), (4, 1, 1, False), (4, 1, 1, True)],
-    ids=["row", "fused row", "row, tiles in pairs", "rows", "fused rows"],
-)
-@pytest.mark.parametrize(("window", "softcap"), [(None, None), (70, 5.0)])
-def test_tree_attention_of_a_chunk_and_a_tree(plan: tuple[Any, ...], window: int | None, softcap: float | None) -> None:
-    pages_of, base, head_dim = [[3, 1, 4, 6, 7], [5, 2]], [258, 64], 20
-    parents = [0, 0, 0, 1, 3]  # of the tree rows of the first sequence
-    depth = [0, 1, 1, 2, 3]
-    scratch = 8 * 64
-    own_slots = [pages_of[0][258 // 64] * 64 + 258 % 64, *range(scratch, scratch + 4)]
-    paths = []
-    for node in range(5):
-        path = [node]
-        while path[0]:
-            path.insert(0, parents[path[0]])
-        paths.append([own_slots[n] for n in path] + [own_slots[node]] * (4 - len(path)))
-    chunk = [[0] * 4] * 2
-    second = [[pages_of[1][1] * 64] * 4]
-    tables: dict[str, Any] = {
-        "page_table_SP": torch.tensor([pages_of[0], [*pages_of[1], 0, 0, 0]]),
-        "sequences_R": torch.tensor([0] * 7 + [1]),
-        "positions_R": torch.tensor([256, 257] + [258 + d for d in depth] + [64]),
-        "bases_S": torch.tensor(base),
-        "starts_S": torch.tensor([256, 64]),
-        "ancestor_slots_RD": torch.tensor(chunk + paths + second),
-    }
-    q, k, v = _random(8, 6, head_dim), _random(9, 2, 64, head_dim, seed=1), _random(9, 2, 64, head_dim, seed=2)
-    for pages in (k, v):  # behind the last key of each sequence lies what somebody left there
-        pages[pages_of[0][258 // 64], :, 258 % 64 + 1 :] = torch.nan
-        pages[pages_of[1][1], :, 1:] = torch.nan
-    options: dict[str, Any] = {"scale": head_dim**-0.5, "window": window, "softcap": softcap}
-    out = attention.tree_attention_triton(q, k, v, **tables, **options, max_positions=320, plan=attention.Plan(*plan))
-    assert _error(out, tree_attention_reference(q, k.nan_to_num(), v.nan_to_num(), **tables, **options)) < 1e-2
-
-
-@pytest.mark.parametrize("start", [0, 100])
-def test_a_chunk_never_reads_behind_its_last_key(start: int) -> None:
-    rows, head_dim = 40, 20
-    positions = torch.arange(start, start + rows)
-    tables: dict[str, Any] = {
-        "page_table_SP": torch.tensor([[2, 0, 1]]),
-        "sequences_R": torch.zeros(rows, dtype=torch.int64),
-        "positions_R": positions,
-        "bases_S": torch.tensor([start + rows]),
-        "starts_S": torch.tensor([start]),
-        "ancestor_slots_RD": torch.zeros(rows, 1, dtype=torch.int64),
-    }
-    q, k, v = _random(rows, 4, head_dim), _random(3, 2, 64, head_dim, seed=1), _random(3, 2, 64, head_dim, seed=2)
-    last_page, used = tables["page_table_SP"][0, (start + rows - 1) // 64], (start + rows - 1) % 64 + 1
-    for pages in (k, v):
-        pages[last_page, :, used:] = torch.nan
-    out = attention.tree_attention_triton(q, k, v, **tables, scale=0.2, max_positions=192, plan=attention.Plan(8, 1, 1, True))
-    expected = tree_attention_reference(q, k.nan_to_num(), v.nan_to_num(), **tables, scale=0.2)
-    assert _error(out, expected) < 1e-2
-
-
-@pytest.mark.parametrize("rows", [5, 10])  # few draw all noise, many look into few blocks
-@pytest.mark.parametrize("vocab", [63, 1024, 2500, 4200])
-def test_the_draw_is_that_of_the_reference(vocab: int, rows: int) -> None:
-    logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(vocab)) * 2
-    logits[1, 40:] = -torch.inf
-    logits[2] = torch.inf * -1
-    logits[3, 7] = logits[3, 50] = 30.0
-    logits[4, 3] = torch.nan
-    of_rows = torch.arange(rows) % 5
-    seeds = torch.tensor([1, 2**62 + 5, 3, 4, 5])[of_rows]
-    positions = torch.tensor([0, 7, 2**33 + 1, 9, 10])[of_rows]
-    temperatures = torch.tensor([1.0, 0.7, 1.0, 1.0, 1.3])[of_rows]
-    noisy = torch.tensor([True, True, True, False, True])[of_rows]
-    drawn, tops = gumbel.gumbel_argmax_triton(logits, seeds, positions, temperatures, noisy)
-    expected, expected_tops = gumbel_argmax_reference(logits, seeds, positions, temperatures, noisy)
-    assert drawn.tolist() == expected.tolist()
-    assert torch.equal(tops.nan_to_num(7.5), expected_tops.nan_to_num(7.5))
-    assert drawn[3] == 7  # the lower of two equal ones
-    pairs = logits[:4], seeds[:2], positions[:4], temperatures[1:3], noisy[2:4]  # two rows of each key
-    assert torch.equal(gumbel.gumbel_argmax_triton(*pairs, early=True)[0], gumbel_argmax_reference(*pairs)[0])
 
 
 @pytest.mark.parametrize("inner", [40, 513])

@@ -1,6 +1,8 @@
-"""The tile path against the reference, and a row's bits against the same row decoded alone."""
+"""The tile path and the kernel against the reference, and a row's bits against the same row decoded alone."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,87 +10,93 @@ import torch
 from torch import Tensor
 
 from specdec.draft.tree import DraftTree
-from specdec.kernels.tree_attention import tree_attention, tree_attention_reference
-from specdec.round.batch import RoundRows, RowSpec, build_rows
-from specdec.round.runner import tile_plans
+from specdec.kernels.tree_attention import AttentionTables, tree_attention, tree_attention_reference
+from specdec.kernels.tree_attention.reference import history_entries
+from tests.kernels.conftest import SPARE_ENTRY, Forest, forest, random_tree
+
+if not torch.cuda.is_available():
+    kernel = pytest.importorskip("specdec.kernels.tree_attention.kernel")
 
 PAGE = 16
-NUM_PAGES = 40
-CPU = torch.device("cpu")
+Chunks = Mapping[int, tuple[int, int]]  # of members: the first position that is read, and how many
 
 
 @dataclass
 class Cache:
-    """One layer's pages, and the keys and values of one sequence by position."""
+    """One layer's pages."""
 
     keys: Tensor
     values: Tensor
 
     @staticmethod
-    def random(num_kv_heads: int, head_dim: int) -> "Cache":
+    def random(num_kv_heads: int, head_dim: int, page_size: int = PAGE, dtype: torch.dtype = torch.float32) -> "Cache":
         generator = torch.Generator().manual_seed(7)
-        shape = (NUM_PAGES, num_kv_heads, PAGE, head_dim)
-        return Cache(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
+        shape = (SPARE_ENTRY // page_size + 1, num_kv_heads, page_size, head_dim)
+        return Cache(*(torch.randn(shape, generator=generator).to(dtype) for _ in range(2)))
 
     def put(self, entries: Tensor, keys_NKD: Tensor, values_NKD: Tensor) -> None:
-        self.keys[entries // PAGE, :, entries % PAGE] = keys_NKD
-        self.values[entries // PAGE, :, entries % PAGE] = values_NKD
+        page = self.keys.shape[2]
+        self.keys[entries // page, :, entries % page] = keys_NKD
+        self.values[entries // page, :, entries % page] = values_NKD
+
+    def forget(self, seen: Tensor) -> None:
+        """NaN wherever nobody may look."""
+        page = self.keys.shape[2]
+        hidden = torch.ones(self.keys.shape[0] * page, dtype=torch.bool)
+        hidden[seen] = False
+        for pages in (self.keys, self.values):
+            pages[hidden.view(-1, page)[:, None].expand(-1, pages.shape[1], -1)] = torch.nan
 
 
-def attend(cache: Cache, rows: RoundRows, q: Tensor, window: int | None = None, softcap: float | None = None) -> Tensor:
-    plans = tile_plans(rows, PAGE)
-    return tree_attention(q, cache.keys, cache.values, plans, scale=0.2, window=window, softcap=softcap)
-
-
-def expected(cache: Cache, rows: RoundRows, q: Tensor, window: int | None = None, softcap: float | None = None) -> Tensor:
-    return tree_attention_reference(
-        q,
-        cache.keys,
-        cache.values,
-        page_table_SP=rows.page_table_SP,
-        sequences_R=rows.sequences_R,
-        positions_R=rows.positions_R,
-        bases_S=rows.bases_S,
-        starts_S=rows.starts_S,
-        ancestor_entries_RD=rows.ancestor_entries_RD,
-        scale=0.2,
-        window=window,
-        softcap=softcap,
+def tables_of(f: Forest, chunks: Chunks | None = None) -> AttentionTables:
+    """Of the trees, and of prompt rows before them."""
+    rows, chunks = f.rows(), chunks or {}
+    readers = torch.tensor([member for member, (_, count) in sorted(chunks.items()) for _ in range(count)], dtype=torch.int64)
+    places = [torch.arange(first, first + count) for _, (first, count) in sorted(chunks.items())]
+    starts = rows.starts_M.clone()
+    for member, (first, _) in chunks.items():
+        starts[member] = first
+    return AttentionTables(
+        page_table_MP=rows.page_table_MP,
+        sequences_R=torch.cat((readers, rows.trees_T)),
+        positions_R=torch.cat((*places, rows.positions_T)),
+        bases_M=rows.bases_M,
+        starts_M=starts,
+        ancestor_entries_TD=rows.ancestor_entries_TD,
+        num_chunk=len(readers),
+        chunk_sequences=len(chunks),
+        tree_sequences=int((f.layout.nodes_M > 0).sum()),
+        page_size=f.page_size,
     )
 
 
-def random_tree(num_nodes: int, seed: int, bushiness: int) -> DraftTree:
-    """Parents among the last `bushiness` nodes, so that 1 gives a chain."""
-    rng = np.random.default_rng(seed)
-    parents = np.array([0, *(rng.integers(max(0, i - bushiness), i) for i in range(1, num_nodes))])
-    zeros = np.zeros(num_nodes, np.int64)
-    return DraftTree(np.arange(num_nodes), parents, np.zeros(num_nodes), zeros, zeros)
+def queries(tables: AttentionTables, heads: int, head_dim: int, seed: int = 1) -> Tensor:
+    return torch.randn(len(tables.positions_R), heads, head_dim, generator=torch.Generator().manual_seed(seed))
 
 
-def spec(tree: DraftTree | None, num_cached: int, chunk: int = 0, first_page: int = 3, gap: int = 1) -> RowSpec:
-    """A sequence whose pages are `gap` apart; scratch lies in the pages from 32 on."""
-    nodes = len(tree) if tree is not None else 0
-    count = (num_cached + chunk + nodes) // PAGE + 1
-    pages = first_page + gap * np.arange(count)
-    return RowSpec(
-        chunk=np.arange(chunk), tree=tree, num_cached=num_cached, pages=pages, scratch=np.arange(32 * PAGE, 40 * PAGE)
-    )
+def attend(cache: Cache, tables: AttentionTables, q: Tensor, **options: Any) -> Tensor:
+    return tree_attention(q, cache.keys, cache.values, tables, scale=0.2, **options)
+
+
+def in_a_row(f: Forest, first_page: int = 3, gap: int = 1) -> Forest:
+    """The same with the pages of a text `gap` apart."""
+    count = f.texts.pages_SP.shape[1]
+    pages = first_page + gap * torch.arange(len(f.texts.pages_SP) * count).view(-1, count)
+    return replace(f, texts=replace(f.texts, pages_SP=pages))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (4, 4, 80), (8, 1, 16), (2, 2, 96)])
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (20, None), (None, 5.0)])
 def test_equals_the_reference(heads: int, kv_heads: int, head_dim: int, window: int | None, softcap: float | None) -> None:
     cache = Cache.random(kv_heads, head_dim)
-    specs = [
-        spec(random_tree(13, 1, 4), num_cached=29),
-        spec(DraftTree.root(1), num_cached=0, first_page=8),
-        spec(None, num_cached=5, chunk=30, first_page=10, gap=2),
-        spec(DraftTree.chain(1, [2, 3, 4], 0), num_cached=17, chunk=18, first_page=18),
-    ]
-    rows = build_rows(specs, PAGE, CPU)
-    q = torch.randn(rows.num_rows, heads, head_dim, generator=torch.Generator().manual_seed(1))
-    got = attend(cache, rows, q, window, softcap)
-    torch.testing.assert_close(got, expected(cache, rows, q, window, softcap), rtol=1e-4, atol=1e-5)
+    trees = [random_tree(13, 1, 4), DraftTree.root(1), None, DraftTree.chain(1, [2, 3, 4]), random_tree(9, 2, 9)]
+    scattered = forest(trees, [30, 1, 35, 36, 17], surplus=2, page_size=PAGE)
+    for f in (scattered, in_a_row(scattered)):
+        tables = tables_of(f, {2: (5, 30), 3: (17, 18)})
+        q = queries(tables, heads, head_dim)
+        expected = tree_attention_reference(q, cache.keys, cache.values, tables, scale=0.2, window=window, softcap=softcap)
+        got = attend(cache, tables, q, window=window, softcap=softcap)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("base", [0, 1, 14, 15, 16, 17, 31, 32, 47])
@@ -96,53 +104,97 @@ def test_equals_the_reference(heads: int, kv_heads: int, head_dim: int, window: 
 def test_a_row_of_a_tree_has_the_bits_it_has_alone(base: int, bushiness: int) -> None:
     tree = random_tree(24, seed=base, bushiness=bushiness)
     cache = Cache.random(num_kv_heads=3, head_dim=64)
-    rows = build_rows([spec(tree, num_cached=base)], PAGE, CPU)
+    f = forest([tree], [base + 1], page_size=PAGE, surplus=2)
+    rows, tables = f.rows(), tables_of(f)
     generator = torch.Generator().manual_seed(base)
-    q, k, v = (torch.randn(len(tree), heads, 64, generator=generator) for heads in (9, 3, 3))
-    cache.put(rows.entries_R, k, v)
-    together = attend(cache, rows, q)
-    for node, path in enumerate(tree.ancestors()):
-        path = path[: int(tree.depths()[node]) + 1]
+    q, k, v = (torch.randn(len(rows.tokens_T), heads, 64, generator=generator) for heads in (9, 3, 3))
+    q[len(tree) :] = q[len(tree) - 1]
+    cache.put(rows.entries_T, k, v)
+    together = attend(cache, tables, q)
+    for node in range(len(tree)):
+        path = tree.path(node)
+        one = forest([DraftTree.root(0)], [base + len(path)], page_size=PAGE)
+        one = replace(one, texts=replace(one.texts, pages_SP=f.texts.pages_SP))
         alone = Cache(cache.keys.clone(), cache.values.clone())
-        one = build_rows([spec(DraftTree.root(0), num_cached=base + len(path) - 1)], PAGE, CPU)
-        pages = torch.from_numpy(spec(None, base, len(path)).pages)
         places = base + torch.arange(len(path))
-        alone.put(pages[places // PAGE] * PAGE + places % PAGE, k[path], v[path])
-        assert torch.equal(attend(alone, one, q[node : node + 1])[0], together[node]), f"node {node}"
+        alone.put(f.texts.pages_SP[1][places // PAGE] * PAGE + places % PAGE, k[path], v[path])
+        assert torch.equal(attend(alone, tables_of(one), q[node : node + 1])[0], together[node]), f"node {node}"
+    assert torch.equal(together[len(tree) :], together[len(tree) - 1].expand(2, -1, -1)), "rows that repeat the last node"
+
+
+def chunk_tables(first: int, count: int, page_size: int = PAGE) -> AttentionTables:
+    """Of one sequence that reads its prompt."""
+    f = forest([None], [first + count], page_size=page_size)
+    pages = torch.tensor([[0] * 16, [3, 1, 4, 2, *range(5, 17)]])
+    return tables_of(replace(f, texts=replace(f.texts, pages_SP=pages)), {0: (first, count)})
 
 
 def test_a_prompt_has_the_same_bits_in_chunks_of_any_size() -> None:
-    cache = Cache.random(num_kv_heads=2, head_dim=32)
-    length = 75
-    q = torch.randn(length, 4, 32, generator=torch.Generator().manual_seed(3))
-    whole = attend(cache, build_rows([spec(None, 0, length)], PAGE, CPU), q)
+    cache, length = Cache.random(num_kv_heads=2, head_dim=32), 75
+    tables = chunk_tables(0, length)
+    q = queries(tables, 4, 32, 3)
+    whole = attend(cache, tables, q)
     for size in (1, 7, 16, 33):
-        parts = [
-            attend(cache, build_rows([spec(None, start, min(size, length - start))], PAGE, CPU), q[start : start + size])
-            for start in range(0, length, size)
-        ]
+        firsts = range(0, length, size)
+        parts = [attend(cache, chunk_tables(i, min(size, length - i)), q[i : i + size]) for i in firsts]
         assert torch.equal(torch.cat(parts), whole), f"chunks of {size}"
 
 
 def test_blocks_of_rows_and_scattered_pages_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache.random(num_kv_heads=2, head_dim=32)
-    whole_spec = spec(random_tree(20, 2, 5), num_cached=6, chunk=50)
-    rows = build_rows([whole_spec], PAGE, CPU)
-    q = torch.randn(rows.num_rows, 4, 32, generator=torch.Generator().manual_seed(3))
-    whole = attend(cache, rows, q)
+    f = in_a_row(forest([random_tree(20, 2, 5)], [57], page_size=PAGE))
+    tables = tables_of(f, {0: (6, 50)})
+    q = queries(tables, 4, 32, 3)
+    whole = attend(cache, tables, q)
     monkeypatch.setattr("specdec.kernels.tree_attention.tiles.MAX_SCORES", 1)
-    assert torch.equal(attend(cache, rows, q), whole)
+    assert torch.equal(attend(cache, tables_of(f, {0: (6, 50)}), q), whole)
     monkeypatch.undo()
-    scattered = spec(whole_spec.tree, num_cached=6, chunk=50, first_page=1, gap=3)
     moved = Cache(cache.keys.clone(), cache.values.clone())
-    for old, new in zip(whole_spec.pages, scattered.pages, strict=True):
+    scattered = in_a_row(f, first_page=1, gap=3)
+    for old, new in zip(f.texts.pages_SP[1].tolist(), scattered.texts.pages_SP[1].tolist(), strict=True):
         moved.keys[new], moved.values[new] = cache.keys[old], cache.values[old]
-    assert torch.equal(attend(moved, build_rows([scattered], PAGE, CPU), q), whole)
+    assert torch.equal(attend(moved, tables_of(scattered, {0: (6, 50)}), q), whole)
 
 
-def test_rows_beyond_the_plans_are_zero() -> None:
+def test_rows_behind_those_of_the_tables_are_zero() -> None:
     cache = Cache.random(num_kv_heads=1, head_dim=16)
-    rows = build_rows([spec(DraftTree.root(0), num_cached=3)], PAGE, CPU)
-    out = attend(cache, rows, torch.ones(4, 1, 16))
+    out = attend(cache, tables_of(forest([DraftTree.root(0)], [4], page_size=PAGE)), torch.ones(4, 1, 16))
     assert out[0].any()
     assert not out[1:].any()
+
+
+def error(out: Tensor, reference: Tensor) -> float:
+    return float((out.double() - reference.double()).norm() / reference.double().norm())
+
+
+def hold_kernel_to_the_reference(tables: AttentionTables, plan: Any, window: int | None, softcap: float | None) -> None:
+    """In the interpreter. Whatever no row may see is NaN."""
+    heads, kv_heads, head_dim = 6, 2, 20
+    tables = replace(tables, page_table_MP=tables.page_table_MP[:, :5].contiguous())
+    cache = Cache.random(kv_heads, head_dim, 64, torch.float16)
+    seen = torch.cat([history_entries(tables, row) for row in range(len(tables.positions_R))])
+    options: dict[str, Any] = {"scale": head_dim**-0.5, "window": window, "softcap": softcap}
+    q = queries(tables, heads, head_dim).half()
+    expected = tree_attention_reference(q, cache.keys, cache.values, tables, **options)
+    cache.forget(seen)
+    out = kernel.tree_attention_triton(q, cache.keys, cache.values, tables, **options, plan=plan)
+    assert error(out, expected) < 1e-2
+
+
+PLANS = [(1, 1, 1, False), (1, 1, 1, True), (1, 1, 1, False, True), (4, 1, 1, False), (4, 1, 1, True)]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["row", "fused row", "row, tiles in pairs", "rows", "fused rows"])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (70, 5.0)])
+def test_the_kernel_attends_over_chunks_and_trees(
+    plan: tuple[Any, ...], window: int | None, softcap: float | None, triton_interpreter: None
+) -> None:
+    bushy = DraftTree(np.arange(5), np.array([0, 0, 0, 1, 3]))
+    f = forest([bushy, DraftTree.root(3), None], [259, 65, 67], surplus=1, page_size=64)
+    tables = tables_of(f, {0: (256, 2), 2: (63, 4)})
+    hold_kernel_to_the_reference(tables, kernel.Plan(*plan), window, softcap)
+
+
+@pytest.mark.parametrize("start", [0, 100])
+def test_the_kernel_never_reads_behind_a_chunks_last_key(start: int, triton_interpreter: None) -> None:
+    hold_kernel_to_the_reference(chunk_tables(start, 40, 64), kernel.Plan(8, 1, 1, True), None, None)

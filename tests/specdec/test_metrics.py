@@ -20,9 +20,10 @@ def test_counters_follow_a_request() -> None:
     metrics.on_schedule(num_running=1, num_waiting=2, cache_usage=0.25, num_preemptions=3)
     metrics.on_schedule(num_running=1, num_waiting=2, cache_usage=0.25, num_preemptions=4)
     metrics.on_start(sequence)
-    metrics.on_tokens(sequence, 3, 4, num_accepted=2)
-    metrics.on_tokens(sequence, 1, 0, num_accepted=0)
-    metrics.on_tokens(sequence, 1, 2, num_accepted=2)  # the first of them ends the request
+    for num_tokens in (3, 1, 1):
+        metrics.on_tokens(sequence, num_tokens)
+    metrics.on_drafts(4, num_accepted=2)
+    metrics.on_drafts(2, num_accepted=1)
     sequence.tokens += [4, 5, 6, 7, 8]
     metrics.on_finish(sequence, FinishReason.LENGTH)
     text = generate_latest(metrics.registry).decode()

@@ -1,0 +1,112 @@
+"""What rounds cost: interpolated, steady under outliers, never less for more rows."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from specdec.draft.cost import ROW_BUCKETS, CostTable, context_bucket
+
+MEASURED_ROWS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def cpu_like(rows: int) -> float:
+    return 0.0135 + 0.0004 * rows
+
+
+def measured(cost: Callable[[int], float] = cpu_like, context: int = 256) -> CostTable:
+    table = CostTable()
+    for rows in MEASURED_ROWS:
+        table.observe(rows, rows, context, cost(rows))
+    return table
+
+
+def seconds(table: CostTable, rows: int, context: int = 256, distinct: float | None = None) -> float:
+    return float(table.seconds(np.array([rows]), np.array([rows if distinct is None else distinct]), context)[0])
+
+
+def test_before_any_measurement_every_round_costs_the_same() -> None:
+    rows = np.array([1, 64, 5000])
+    assert CostTable().seconds(rows, rows, 1).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_costs_interpolate_and_never_fall() -> None:
+    table = CostTable()
+    for rows in (1, 16, 64):
+        table.observe(rows, rows, 100, cpu_like(rows))
+    table.observe(8, 8, 100, 0.001)  # a clock that jumped
+    many = np.arange(1, 200)
+    found = table.seconds(many, many, 100)
+    assert (np.diff(found) >= 0).all()
+    assert found[31] == pytest.approx(cpu_like(32), rel=0.02)
+    assert found[127] == pytest.approx(cpu_like(128), rel=0.05)
+
+
+def test_few_rows_cost_what_the_bucket_costs_that_they_are_padded_to() -> None:
+    table = measured()
+    assert seconds(table, 5) == seconds(table, 6) < seconds(table, 7) == seconds(table, 8)
+
+
+def test_a_context_without_measurements_borrows_the_nearest_shape() -> None:
+    table = measured()
+    table.observe(1, 1, 4096, 1.5 * cpu_like(1))
+    assert seconds(table, 32, 4096) == pytest.approx(1.5 * cpu_like(32), rel=0.05)
+    assert seconds(table, 32) == pytest.approx(cpu_like(32))
+
+
+def test_one_outlier_moves_a_cost_little() -> None:
+    table = CostTable()
+    for _ in range(5):
+        table.observe(1, 1, 100, 0.01)
+    table.observe(1, 1, 100, 10.0)
+    assert seconds(table, 1, 100) < 0.0111
+
+
+def test_costs_follow_a_machine_that_changes() -> None:
+    table = CostTable()
+    for rows, spent in ((1, 1.0), (8, 2.0)):
+        table.observe(rows, rows, 100, spent)
+    assert seconds(table, 8, 100) == 2.0
+    for _ in range(40):
+        table.observe(8, 8, 100, 3.0)
+    assert seconds(table, 8, 100) > 2.5
+
+
+def test_drafting_is_counted_beside_the_rows() -> None:
+    table = measured()
+    assert table.drafting == 0.0
+    table.observe_drafting(0.003)
+    before = seconds(table, 4)
+    for _ in range(50):
+        table.observe(4, 4, 256, before + 0.003, drafting=True)
+    assert seconds(table, 4) == pytest.approx(before)
+    for _ in range(100):
+        table.observe_drafting(0.001)
+    assert table.drafting == pytest.approx(0.001, rel=0.01)
+    table.observe_drafting(-1.0)
+    assert table.drafting >= 0.0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_what_repeated_rows_cost_is_learned(share: float) -> None:
+    table = measured()
+    spent = cpu_like(2) + share * (cpu_like(16) - cpu_like(2))
+    for _ in range(80):
+        table.observe(16, 2, 256, spent)
+    assert seconds(table, 16, distinct=2) == pytest.approx(spent, rel=0.01)
+    half = cpu_like(2) + 3.5 * 0.0004  # expected numbers of rows are not whole, and are not padded
+    assert seconds(table, 16, distinct=5.5) == pytest.approx(half + share * (cpu_like(16) - half), rel=0.01)
+    assert seconds(table, 16) == pytest.approx(cpu_like(16)), "rounds whose rows all differ cost what they did"
+
+
+def test_a_shift_moves_every_round_alike() -> None:
+    table = measured()
+    before = [seconds(table, rows) for rows in (1, 8, 64)]
+    table.shift(before[0] + 0.002, 256)
+    assert [seconds(table, rows) for rows in (1, 8, 64)] == pytest.approx([cost + 0.002 for cost in before])
+
+
+def test_contexts_are_told_apart_by_powers_of_two() -> None:
+    found = [context_bucket(context) for context in (0, 1, 256, 257, 512, 513, 1024, 1025, 1 << 40)]
+    assert found == [0, 0, 0, 1, 1, 2, 2, 3, 15]
+    assert (np.diff(ROW_BUCKETS) > 0).all()
