@@ -89,6 +89,7 @@ class Recording(Generic[_Output]):
         self._graph = torch.cuda.CUDAGraph()
         with recording(self._graph, None):
             self.output = work()
+        self._graph.replay()  # a capture computes nothing
 
     def seconds(self, replays: int = _REPLAYS) -> float:
         """Of one replay on the device: the median of some behind one another, of which the first half warms up."""
