@@ -85,8 +85,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
     Raises:
         ConfigError: they cannot be found or used.
     """
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+    _use_threads(config)
     source = resolve(config.model, progress)
     with _explained_memory("a smaller model"):
         model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
@@ -111,6 +110,7 @@ def build(
         ConfigError: a setting does not fit the model or the machine.
     """
     progress = progress or NoProgress()
+    _use_threads(config)
     loaded = loaded or load(config, progress)
     model = loaded.model
     use_own(model.device)
@@ -159,6 +159,11 @@ def cache_gb_for(config: EngineConfig, model: Model, num_pages: int) -> float:
     pages = max(num_pages, _FEWEST_PAGES, -(-MOST_POSITIONS // config.page_size))
     of_page = page_bytes(specs, config.page_size, cache_dtype(model.dtype, model.device))
     return (pages * of_page + _num_states(config, model) * slot_bytes(specs) + 1) / 1e9
+
+
+def _use_threads(config: EngineConfig) -> None:
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
 
 
 def _depth(config: EngineConfig, model: Model) -> int:
