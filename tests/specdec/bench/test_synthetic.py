@@ -41,7 +41,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[EngineConfig]:
 
 
 def run(**fields: Any) -> dict[str, Any]:
-    settings = {"shape": "tiny", "config": CONFIG, "repeats": 1, "context": 40, "tokens": 12, "streams": (1, 3)}
+    settings: dict[str, Any] = {"shape": "tiny", "config": CONFIG, "repeats": 1, "context": 40, "tokens": 12, "streams": (1, 3)}
     return synthetic.run(ShapeSettings(**settings | fields), NoProgress())
 
 
