@@ -1,8 +1,8 @@
 """What the host does in a round, step by step; where the host is the device too, also what the round does, stage by stage.
 
-`Engine.step` is timed while all streams decode. What it calls is replaced by functions that look at a clock, so nothing is
-counted twice; reading the clock costs a fraction of a microsecond a call. Where rounds run on a GPU, the host's part is all but
-the time for which it waits for the GPU.
+`Engine.step` is timed while all streams decode. What it calls is replaced by functions that look at the clock, so nothing is
+counted twice; that costs about a microsecond a call. The clock is the CPU time of the thread that steps, so what else runs on
+the machine does not show. Where rounds run on a GPU, the host's part is all but the time for which it waits for the GPU.
 """
 
 import statistics
@@ -32,8 +32,8 @@ Watched = tuple[str, Any, str]  # what it counts as, whose, and the attribute's 
 
 @dataclass(frozen=True, slots=True)
 class HostTime:
-    """Medians over the rounds in which all streams decoded, seconds. host, device: by step, those that took any time. busy:
-    the host's part of a round. whole: all of it."""
+    """Medians over the rounds in which all streams decoded, seconds. host, device: CPU time by step, of those that there were.
+    busy: the host's part of a round. whole: what a round took by the clock on the wall."""
 
     rounds: int
     host: dict[str, float]
@@ -43,7 +43,7 @@ class HostTime:
 
 
 class Stopwatch:
-    """Adds up what functions take, each without those timed ones that it calls. seconds: by what they count as."""
+    """Adds up the CPU time of functions, each without those timed ones that it calls. seconds: by what they count as."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -66,11 +66,11 @@ class Stopwatch:
     def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
             self._inside.append(0.0)
-            started = time.perf_counter()
+            started = time.thread_time()
             try:
                 return function(*arguments, **named)
             finally:
-                taken = time.perf_counter() - started
+                taken = time.thread_time() - started
                 self.seconds[name] += taken - self._inside.pop()
                 if self._inside:
                     self._inside[-1] += taken
@@ -117,14 +117,15 @@ def measure(engine: Engine, requests: Sequence[Request]) -> HostTime:
         return summarise(list(_steady_steps(engine, requests, watch)))
 
 
-def summarise(steps: Sequence[dict[str, float]]) -> HostTime:
-    """Of steps, each as `Stopwatch.take` gives it.
+def summarise(rounds: Sequence[tuple[dict[str, float], float]]) -> HostTime:
+    """Of rounds, each as `Stopwatch.take` gives it and with what it took in all.
 
     Raises:
         ValueError: there is none.
     """
-    if not steps:
+    if not rounds:
         raise ValueError("In no round did all streams decode: ask for more tokens, or for fewer streams.")
+    steps = [step for step, _ in rounds]
     names = [name for name in (*HOST, *DEVICE) if any(name in step for step in steps)]
     medians = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in names}
     return HostTime(
@@ -132,11 +133,11 @@ def summarise(steps: Sequence[dict[str, float]]) -> HostTime:
         host={name: seconds for name, seconds in medians.items() if name in HOST},
         device={name: seconds for name, seconds in medians.items() if name in DEVICE},
         busy=statistics.median(sum(step.get(name, 0.0) for name in HOST) for step in steps),
-        whole=statistics.median(sum(step.values()) for step in steps),
+        whole=statistics.median(whole for _, whole in rounds),
     )
 
 
-def _steady_steps(engine: Engine, requests: Sequence[Request], watch: Stopwatch) -> Iterator[dict[str, float]]:
+def _steady_steps(engine: Engine, requests: Sequence[Request], watch: Stopwatch) -> Iterator[tuple[dict[str, float], float]]:
     """From the first token of the last stream to start, to the end of the first to end."""
     started: set[str] = set()
     ended: set[str] = set()
@@ -152,6 +153,7 @@ def _steady_steps(engine: Engine, requests: Sequence[Request], watch: Stopwatch)
     while engine.has_work:
         steady = len(started) == len(requests)
         watch.take()
+        begun = time.perf_counter()
         engine.step()
         if steady and not ended:
-            yield watch.take()
+            yield watch.take(), time.perf_counter() - begun

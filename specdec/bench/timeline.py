@@ -183,7 +183,7 @@ def show_host(found: Mapping[int, HostTime]) -> None:
     for name in DEVICE:
         if any(name in each.device for each in found.values()):
             line(name, (each.device.get(name) for each in found.values()))
-    line("all", (each.whole for each in found.values()))
+    line("a round, by the clock", (each.whole for each in found.values()))
 
 
 def show_kernels(found: Timeline) -> None:
