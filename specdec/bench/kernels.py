@@ -28,6 +28,7 @@ from specdec.kernels.moe.kernel import experts_triton, moe_triton
 from specdec.kernels.moe.routing import route_triton
 from specdec.kernels.tree_attention.heads import heads_triton
 from specdec.kernels.tree_attention.kernel import tree_attention_triton
+from specdec.kernels.tree_select import MAX_NODES
 from specdec.round.graphs import Recording
 from specdec.round.probe import Part, ProbeRound
 from specdec.round.rows import Entries
@@ -35,7 +36,7 @@ from specdec.round.rows import Entries
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 COLD_BYTES = 400 << 20  # distinct weights of one graph: many times the L2
 PAGE = 64
-BF16 = torch.bfloat16
+DEVICE, BF16 = "cuda", torch.bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +85,12 @@ def copy_bandwidth() -> float:
 
 def random(*shape: int, scale: float = 1.0) -> Tensor:
     """bfloat16 on the GPU, normal with this deviation."""
-    return torch.empty(shape, device="cuda", dtype=BF16).normal_(0, scale)
+    return torch.empty(shape, device=DEVICE, dtype=BF16).normal_(0, scale)
 
 
 def random_experts(shape: Shape, rows: int) -> Tensor:
     """Uniformly random routing: int32 [rows, k], no expert twice in a row."""
-    return torch.rand(rows, shape.experts, device="cuda").topk(shape.experts_per_row).indices.int()
+    return torch.rand(rows, shape.experts, device=DEVICE).topk(shape.experts_per_row).indices.int()
 
 
 def cycle(weights: list[Tensor], call: Callable[[Tensor], object]) -> Callable[[], None]:
@@ -141,33 +142,36 @@ def time_small(shape: Shape, rows: int) -> list[Result]:
     return [Result(n, rows, replay_seconds(cycle(router, w)) / 32 * 1e6, sizes[n]) for n, w in works.items()]
 
 
-def lay_out(parts: Sequence[Part], device: str = "cuda", num_chunk: int | None = None) -> tuple[Rows, int]:
-    """The rows of a round of some texts, and the pages of their caches, one for what nobody reads counted."""
+def lay_out(parts: Sequence[Part], device: str, num_chunk: int | None = None, max_positions: int = 0) -> tuple[Rows, int]:
+    """The rows of a round of some texts, and the pages of their caches, one for what nobody reads counted.
+
+    max_positions: that the page tables hold, where it is more than needed.
+    """
     each = max(part.base + part.num_nodes for part in parts) // PAGE + 1
     pages = len(parts) * each
     entries = Entries(PAGE, spare=pages * PAGE, scratch=pages * PAGE)
     rows, _ = ProbeRound.of(parts, entries, pages, torch.device(device), num_chunk).lay_out()
-    return rows, pages + 1
+    table_MP = rows.attention.page_table_MP
+    wide_MP = F.pad(table_MP, (0, max(max_positions // PAGE - table_MP.shape[1], 0)))
+    return replace(rows, attention=replace(rows.attention, page_table_MP=wide_MP)), pages + 1
 
 
 def chains(rows: int, sequences: int, context: int) -> list[Part]:
-    """Chains of rows / sequences nodes each after `context` cached positions."""
+    """Rows / sequences tokens each after `context` cached positions: a chain, or where they are more, a prompt's."""
     tokens = np.arange(rows // sequences)
-    return [Part(context, np.zeros(0, np.int64), DraftTree.chain(0, tokens[1:]))] * sequences
+    if len(tokens) > MAX_NODES:
+        return [Part(context, tokens, None)] * sequences
+    return [Part(context, tokens[:0], DraftTree.chain(0, tokens[1:]))] * sequences
 
 
-def attend(rows: Rows, q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor, max_positions: int = 0) -> Tensor:
-    """Attention, the page tables widened to `max_positions`."""
-    tables = rows.attention
-    missing = max_positions // PAGE - tables.page_table_MP.shape[1]
-    if missing > 0:
-        tables = replace(tables, page_table_MP=F.pad(tables.page_table_MP, (0, missing)))
-    return tree_attention_triton(q_RHD, k_pages, v_pages, tables, scale=q_RHD.shape[-1] ** -0.5)
+def attend(rows: Rows, q_RHD: Tensor, k_pages: Tensor, v_pages: Tensor) -> Tensor:
+    """Attention of the rows over their pages."""
+    return tree_attention_triton(q_RHD, k_pages, v_pages, rows.attention, scale=q_RHD.shape[-1] ** -0.5)
 
 
 def time_attention(shape: Shape, rows: int, sequences: int, context: int, max_positions: int) -> Result:
     """`rows` nodes over `sequences` chains; the cache cycles over enough layers to miss the L2."""
-    laid_out, pages = lay_out(chains(rows, sequences, context))
+    laid_out, pages = lay_out(chains(rows, sequences, context), DEVICE, max_positions=max_positions)
     pool = (pages, shape.kv_heads, PAGE, shape.head_dim)
     size = 2 * context * sequences * shape.kv_heads * shape.head_dim * 2
     pairs = [(random(*pool), random(*pool)) for _ in range(max(2, COLD_BYTES // size))]
@@ -175,7 +179,7 @@ def time_attention(shape: Shape, rows: int, sequences: int, context: int, max_po
 
     def work() -> None:
         for k, v in pairs:
-            attend(laid_out, q, k, v, max_positions)
+            attend(laid_out, q, k, v)
 
     name = f"attention {sequences}x{context} of {max_positions} (2 kernels)"
     return Result(name, rows, replay_seconds(work) / len(pairs) * 1e6, size)
@@ -202,12 +206,12 @@ def random_layer(s: Shape, num_pages: int) -> Layer:
     """One layer with a cache of `num_pages` pages."""
     width = (s.heads + 2 * s.kv_heads) * s.head_dim
     return Layer(
-        torch.ones(s.hidden, device="cuda", dtype=BF16),
+        torch.ones(s.hidden, device=DEVICE, dtype=BF16),
         random(width, s.hidden, scale=s.hidden**-0.5),
-        torch.ones(s.head_dim, device="cuda", dtype=BF16),
-        torch.ones(s.head_dim, device="cuda", dtype=BF16),
+        torch.ones(s.head_dim, device=DEVICE, dtype=BF16),
+        torch.ones(s.head_dim, device=DEVICE, dtype=BF16),
         random(s.hidden, s.heads * s.head_dim, scale=(s.heads * s.head_dim) ** -0.5),
-        torch.ones(s.hidden, device="cuda", dtype=BF16),
+        torch.ones(s.hidden, device=DEVICE, dtype=BF16),
         random(s.experts, s.hidden, scale=s.hidden**-0.5),
         *random_expert_weights(s),
         random(num_pages, s.kv_heads, PAGE, s.head_dim),
@@ -260,19 +264,19 @@ class Stack:
         return linear_triton(h, self.head).argmax(-1)
 
 
-def random_stack(s: Shape, context: int) -> Stack:
-    """All layers, embedding and head."""
-    layers = [random_layer(s, context // PAGE + 3) for _ in range(s.layers)]
+def random_stack(s: Shape, context: int, most_rows: int) -> Stack:
+    """All layers, embedding and head, with room for so many rows after the context."""
+    layers = [random_layer(s, (context + most_rows) // PAGE + 2) for _ in range(s.layers)]
     head = random(s.vocabulary, s.hidden, scale=s.hidden**-0.5)
-    angle = torch.rand(context + 2 * PAGE, s.head_dim // 2, device="cuda") * 6
+    angle = torch.rand(context + most_rows, s.head_dim // 2, device=DEVICE) * 6
     embedding = random(s.vocabulary, s.hidden)
     return Stack(s, context, layers, embedding, head, layers[0].norm, angle.cos(), angle.sin())
 
 
 def time_stack(stack: Stack, rows: int) -> Result:
     """All layers, final norm, head and greedy choice in one graph: a round of plain decoding (one row), or of a chain."""
-    laid_out, _ = lay_out(chains(rows, 1, stack.context))
-    tokens = torch.arange(rows, device="cuda") * 997
+    laid_out, _ = lay_out(chains(rows, 1, stack.context), DEVICE)
+    tokens = torch.arange(rows, device=DEVICE) * 997 % stack.shape.vocabulary
     seconds = replay_seconds(lambda: stack.round(tokens, laid_out))
     name = f"stack of {stack.shape.layers} layers, context {stack.context}"
     return Result(name, rows, seconds * 1e6, stack_bytes(stack.shape, rows, stack.context))
@@ -324,12 +328,12 @@ def main() -> None:
     shape, rows = SHAPES[args.shape], tuple(args.rows)
     where = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
     if args.small:
-        small_kernels.show(small_kernels.measure(small_sizes(shape), torch.device("cuda")))
+        small_kernels.show(small_kernels.measure(small_sizes(shape), torch.device(DEVICE)))
         print(json.dumps({"python": platform.python_version(), **where}))
         return
     ceiling = copy_bandwidth()
     if args.stack:
-        stack = random_stack(shape, args.context)
+        stack = random_stack(shape, args.context, max(rows))
         results = [time_stack(stack, count) for count in rows]
     else:
         results = kernel_results(shape, rows)

@@ -1,5 +1,6 @@
 """The benches of kernels without a GPU: what they time is what it should be, under Triton's interpreter."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from specdec.bench import small_kernels
-from specdec.bench.kernels import PAGE, SHAPES, chains, lay_out, small_sizes, stack_bytes
+from specdec.bench import kernels, small_kernels
+from specdec.bench.kernels import PAGE, SHAPES, Shape, chains, lay_out, small_sizes, stack_bytes
 from specdec.bench.small_kernels import Case, Inputs, Result, Sizes, agrees, cases
 
 CPU = torch.device("cpu")
@@ -50,6 +51,26 @@ def test_texts_have_room_for_all_calls() -> None:
     assert int(inputs.texts.lengths_S[0]) + 5 * calls <= tokens_SL.shape[1]
 
 
+class Once:
+    """In place of `Recording`: the work is done, and nothing timed."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        work()
+
+    def seconds(self, replays: int) -> float:
+        return 32e-6
+
+
+@pytest.mark.usefixtures("triton_interpreter")
+def test_every_small_kernel_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_kernels, "Recording", Once)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    results = small_kernels.measure(SIZES[:1], CPU)
+    assert [result.kernel.split()[0] for result in results] == list(FOLDERS)
+    assert results[0].microseconds == pytest.approx(2.0), "of one of the calls in a graph"
+    assert all(result.same and result.reference_microseconds > 0 for result in results)
+
+
 @pytest.mark.usefixtures("triton_interpreter")
 def test_a_kernel_that_differs_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     case = cases(Inputs(SIZES[0], CPU))[4]
@@ -80,6 +101,68 @@ def test_chains_read_the_context_and_write_behind_it(rows: int, sequences: int) 
     assert set(laid_out.attention.bases_M.tolist()) == {100}
     pages_read = laid_out.attention.page_table_MP.flatten().tolist()
     assert len(set(pages_read)) == len(pages_read)
+
+
+def test_more_rows_than_a_tree_holds_are_a_prompts() -> None:
+    laid_out, pages = lay_out(chains(100, 1, 64), "cpu")
+    assert (laid_out.num_chunk, laid_out.num_rows, pages) == (100, 100, 4)
+    assert laid_out.positions_R.tolist() == list(range(64, 164))
+
+
+TINY = Shape(layers=2, hidden=32, heads=4, kv_heads=2, head_dim=16, experts=4, experts_per_row=2, inner=16, vocabulary=64)
+
+
+@pytest.fixture
+def interpreted(triton_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bench runs on the CPU, each of its kernels once."""
+
+    def once(work: Callable[[], object], repeats: int = 0) -> float:
+        work()
+        return 1e-6
+
+    monkeypatch.setattr(kernels, "DEVICE", "cpu")
+    monkeypatch.setattr(kernels, "BF16", torch.float16)  # the interpreter knows no bfloat16
+    monkeypatch.setattr(kernels, "COLD_BYTES", 0)
+    monkeypatch.setattr(kernels, "replay_seconds", once)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_every_kernel_is_timed_at_every_number_of_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    results = [
+        *kernels.time_small(TINY, 3),
+        kernels.time_linear(32, 64, 3),
+        kernels.time_attention(TINY, 3, 1, 70, 256),
+        kernels.time_attention(TINY, 4, 4, 5, 64),
+        kernels.time_experts(TINY, 3, [kernels.random_expert_weights(TINY)]),
+    ]
+    assert [result.rows for result in results] == [3, 3, 3, 3, 3, 4, 3]
+    kernels.show(results, 1e12)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(results)
+    assert "attention 1x70 of 256" in lines[5]
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_stack_computes_a_row_alone_as_in_a_chain() -> None:
+    torch.manual_seed(0)
+    stack = kernels.random_stack(TINY, 70, 3)
+    tokens = torch.tensor([5, 9, 11])
+    chain, _ = lay_out(chains(3, 1, 70), "cpu")
+    alone, _ = lay_out(chains(1, 1, 70), "cpu")
+    later, _ = lay_out(chains(1, 1, 71), "cpu")
+    expected = stack.round(tokens, chain)
+    assert torch.equal(stack.round(tokens[:1], alone), expected[:1])
+    assert torch.equal(stack.round(tokens[1:2], later), expected[1:2])
+    result = kernels.time_stack(stack, 3)
+    assert result.bytes_read == stack_bytes(TINY, 3, 70)
+
+
+def test_page_tables_may_be_wider_than_needed() -> None:
+    narrow, pages = lay_out(chains(2, 1, 100), "cpu")
+    wide, same = lay_out(chains(2, 1, 100), "cpu", max_positions=1280)
+    assert (narrow.attention.max_positions, wide.attention.max_positions) == (128, 1280)
+    assert pages == same
+    assert torch.equal(wide.attention.page_table_MP[:, :2], narrow.attention.page_table_MP)
 
 
 def test_bytes_of_a_whole_round() -> None:
