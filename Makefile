@@ -32,7 +32,10 @@ gpu-bench:   ## every measurement on this machine's NVIDIA GPU, each into a file
 	mkdir -p $(GPU_REPORTS)
 	$(GPU_PYTHON) -m specdec.bench.kernels | tee $(GPU_REPORTS)/kernels.txt
 	$(GPU_PYTHON) -m specdec.bench.kernels --stack --rows 1 2 4 8 16 | tee $(GPU_REPORTS)/stack.txt
-	$(GPU_PYTHON) -m specdec.bench.timeline --streams 1 64 --drafter none ngram | tee $(GPU_REPORTS)/timeline.txt
+	$(GPU_PYTHON) -m specdec.bench.kernels --small | tee $(GPU_REPORTS)/small-kernels.txt
+	$(GPU_PYTHON) -m specdec.bench.timeline --drafter none ngram | tee $(GPU_REPORTS)/timeline.txt
+	$(GPU_PYTHON) -m specdec.bench.timeline --streams 1 8 32 64 128 256 --kernels 64 256 --prompt 64 --drafter none ngram \
+	  | tee $(GPU_REPORTS)/timeline-many.txt
 	$(GPU_PYTHON) -m specdec.bench.prefill | tee $(GPU_REPORTS)/prefill.txt
 	$(GPU_PYTHON) -m specdec bench speed --shape qwen3-30b-a3b --streams 1,8,32,64,128,256 --repeats 3 --max-tokens 128 \
 	  | tee $(GPU_REPORTS)/speed.txt

@@ -21,7 +21,7 @@ from specdec.engine.scheduler import Scheduler
 from specdec.errors import ConfigError
 from specdec.kernels.tree_select import MAX_NODES
 from specdec.models.base import CacheSpec, Model
-from specdec.models.info import ModelInfo, describe
+from specdec.models.info import ModelInfo, describe, model_info
 from specdec.models.loader import load_model
 from specdec.models.source import resolve
 from specdec.progress import NoProgress, Progress
@@ -48,6 +48,7 @@ _GPU_SHARE = 0.85  # of the memory that the weights leave free; the rest is for 
 _MOST_POSITIONS = 1 << 20  # of all pages, whatever memory is given
 # drafts of a chain that are looked for where the planner decides; more never paid on an H200, and cost every round a little
 _MOST_OFFERED = 31
+_FEWEST_PAGES = 2
 _MARKS_PER_SLOT = 1  # states kept for prefixes, beside those of sequences
 
 
@@ -74,6 +75,8 @@ class Assembled:
     device: str
     self_test: SelfTest
     costs: tuple[RoundCost, ...]  # as measured at start-up
+    page_bytes: int  # of one page of the caches, all layers
+    state_bytes: int  # of what the caches keep beside pages: for each slot, and for prefixes
 
 
 def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
@@ -82,8 +85,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
     Raises:
         ConfigError: they cannot be found or used.
     """
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+    _use_threads(config)
     source = resolve(config.model, progress)
     with _explained_memory("a smaller model"):
         model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
@@ -108,6 +110,7 @@ def build(
         ConfigError: a setting does not fit the model or the machine.
     """
     progress = progress or NoProgress()
+    _use_threads(config)
     loaded = loaded or load(config, progress)
     model = loaded.model
     use_own(model.device)
@@ -143,7 +146,24 @@ def build(
         device=str(model.device),
         self_test=self_test,
         costs=costs,
+        page_bytes=page_bytes(specs, config.page_size, caches.room.dtype),
+        state_bytes=_num_states(config, model) * slot_bytes(specs),
     )
+
+
+def cache_gb_for(config: EngineConfig, model: Model, num_pages: int) -> float:
+    """The least `cache_gb` with which an engine on `model` starts and has so many pages for sequences."""
+    specs = [*model.cache_specs]
+    if config.draft_model is not None:
+        specs += model_info(resolve(config.draft_model, weights=False)).cache_specs
+    pages = max(num_pages, _FEWEST_PAGES, -(-MOST_POSITIONS // config.page_size))
+    of_page = page_bytes(specs, config.page_size, cache_dtype(model.dtype, model.device))
+    return (pages * of_page + _num_states(config, model) * slot_bytes(specs) + 1) / 1e9
+
+
+def _use_threads(config: EngineConfig) -> None:
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
 
 
 def _depth(config: EngineConfig, model: Model) -> int:
@@ -184,8 +204,7 @@ def _sizes(config: EngineConfig, model: Model, specs: Sequence[CacheSpec]) -> _S
     if cache_gb is None:
         cache_gb = _GPU_SHARE * torch.cuda.mem_get_info(model.device)[0] / 1e9 if on_gpu else _CPU_CACHE_GB
     stored = cache_dtype(model.dtype, model.device)
-    num_marks = max_batch * _MARKS_PER_SLOT if config.prefix_cache else 0
-    left = cache_gb * 1e9 - (max_batch + 1 + num_marks) * slot_bytes(specs)
+    left = cache_gb * 1e9 - _num_states(config, model) * slot_bytes(specs)
     positions = min(max(int(left), 0) // page_bytes(specs, config.page_size, stored) * config.page_size, _MOST_POSITIONS)
     most = model.config.max_position_embeddings
     wanted = config.max_model_len
@@ -198,15 +217,24 @@ def _sizes(config: EngineConfig, model: Model, specs: Sequence[CacheSpec]) -> _S
         )
     if on_gpu and config.page_size % GPU_TILE:
         raise ConfigError(f"page_size is {config.page_size}, but on a GPU it must be a multiple of {GPU_TILE}.")
-    if positions < 2 * config.page_size:
+    if positions < _FEWEST_PAGES * config.page_size:
         raise ConfigError(f"cache_gb {cache_gb:g} holds only {positions} tokens of this model; raise --cache-gb.")
     return _Sizes(
         num_pages=positions // config.page_size,
         max_model_len=wanted or min(most, positions),
         max_batch=max_batch,
         chunk_tokens=config.chunk_tokens or _chunk_tokens(model.device, cache_gb * 1e9),
-        num_marks=num_marks,
+        num_marks=_num_marks(config, model),
     )
+
+
+def _num_marks(config: EngineConfig, model: Model) -> int:
+    return _max_batch(config, model) * _MARKS_PER_SLOT if config.prefix_cache else 0
+
+
+def _num_states(config: EngineConfig, model: Model) -> int:
+    """That the caches keep: of all slots, of the spare slot, and for prefixes."""
+    return _max_batch(config, model) + 1 + _num_marks(config, model)
 
 
 def _chunk_tokens(device: torch.device, cache_bytes: float) -> int:

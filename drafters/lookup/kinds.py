@@ -58,8 +58,8 @@ def labels(sources: IntArray) -> IntArray:
     """
     classes = np.searchsorted(_EDGES, np.arange(LONGEST_MATCH + 1), side="right")
     of_origin = np.arange(_CHANCES.size).reshape(2, -1, 3, 3)[:, classes]
-    found: IntArray = sources[:, None, None, None, None] * (2 * _CHANCES.size) + of_origin
-    return found
+    # kernels read it flat, and numpy keeps the order in which it picked the classes
+    return np.ascontiguousarray(sources[:, None, None, None, None] * (2 * _CHANCES.size) + of_origin)
 
 
 def sampled_shift() -> int:

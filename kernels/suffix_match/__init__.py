@@ -62,9 +62,10 @@ def suffix_candidates(
     Args:
         library: what to look in.
         texts_M: int64, which texts to match.
-        labels: int64 [3, 2, LONGEST_MATCH + 1, 3, 3], the label of a candidate by the origin of its place; by whether the best
-            of the places on its path proposes it (0) or another (1); by its evidence, tokens that match plus how far ahead it
-            lies; by how many of the places on its path propose it (one, two, more) and how many others (none, one, more).
+        labels: int64 [3, 2, LONGEST_MATCH + 1, 3, 3], contiguous: the label of a candidate by the origin of its place; by
+            whether the best of the places on its path proposes it (0) or another (1); by its evidence, tokens that match plus
+            how far ahead it lies; by how many of the places on its path propose it (one, two, more) and how many others (none,
+            one, more).
         shifts_S: int64, added to the labels of each text.
         width: tokens of the best place that are followed.
 
@@ -73,6 +74,7 @@ def suffix_candidates(
         parents, -1 for the text's end; labels.
     """
     assert library.texts_SL.dtype == library.corpus_C.dtype == torch.int32, "tokens are int32"
+    assert labels.is_contiguous(), labels.stride()
     if uses_triton(texts_M.device):
         from specdec.kernels.suffix_match.kernel import suffix_candidates_triton
 

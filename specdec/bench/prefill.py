@@ -18,14 +18,15 @@ import torch
 import triton
 from torch import Tensor
 
-from specdec.bench.kernels import PAGE, SHAPES, Layer, Shape, random, random_experts, random_layer, replay_seconds
+from specdec.bench.kernels import SHAPES, Layer, Shape, attend, lay_out, random, random_experts, random_layer, replay_seconds
+from specdec.cache.rows import Rows
 from specdec.kernels.linear.kernel import linear_triton, rms_norm_triton
 from specdec.kernels.moe.combine import combine_triton
 from specdec.kernels.moe.kernel import experts_triton, moe_triton
 from specdec.kernels.moe.routing import route_triton
 from specdec.kernels.tree_attention.heads import heads_triton
-from specdec.round.batch import RowSpec, build_rows
-from specdec.round.graphs import Bucket, Tables
+from specdec.round import probe
+from specdec.round.plan import chunk_bucket
 
 QKV, HEADS, ATTENTION, OUTPUT = "qkv projection", "heads: norm, rope, KV write", "attention", "output projection"
 NORM, ROUTER, EXPERTS, COMBINE = "norm", "router", "experts", "combine + norm"
@@ -67,7 +68,7 @@ class Inputs:
     weights: float32 [R, k]; parts: [R * k, hidden]; cos, sin: float32 [positions, head_dim / 2].
     """
 
-    tables: Tables
+    rows: Rows
     x: Tensor
     normed: Tensor
     qkv: Tensor
@@ -98,36 +99,20 @@ def flops(s: Shape, chunk: Chunk) -> dict[str, int]:
     }
 
 
-def pages_of(tokens: int) -> int:
-    """Pages of the cache: the prompt's, and one that padding rows write to."""
-    return -(-tokens // PAGE) + 1
-
-
-def chunk_tables(chunk: Chunk, device: str) -> Tables:
-    """The tables of a round that reads one chunk of one sequence, as the engine's forward pass on a GPU lays them out."""
-    num_pages = pages_of(chunk.context + chunk.rows) - 1
-    spec = RowSpec(
-        chunk=np.arange(chunk.rows),
-        tree=None,
-        num_cached=chunk.context,
-        pages=np.arange(num_pages),
-        scratch=np.empty(0, np.int64),
-    )
-    rows = build_rows([spec], PAGE, torch.device("cpu"))
-    bucket = Bucket.of(rows)
-    flat = torch.zeros(sum(bucket.sizes), dtype=torch.int64)
-    Tables.of(flat, bucket).fill(rows, spare_slot=num_pages * PAGE)
-    return Tables.of(flat.to(device), bucket)
+def chunk_rows(chunk: Chunk, device: str) -> tuple[Rows, int]:
+    """The rows of a round that reads one chunk of one sequence, as an engine on a GPU lays them out; and pages of the cache."""
+    part = probe.Part(chunk.context, np.arange(chunk.rows), None)
+    return lay_out([part], device, num_chunk=chunk_bucket(chunk.rows))
 
 
 def random_inputs(s: Shape, chunk: Chunk) -> Inputs:
     """Random inputs of every part, as many rows as the round computes, padding included."""
-    tables = chunk_tables(chunk, "cuda")
-    rows = len(tables.positions_R)
+    laid_out, _ = chunk_rows(chunk, "cuda")
+    rows = laid_out.num_rows
     x, normed, router = random(rows, s.hidden), random(rows, s.hidden), random(s.experts, s.hidden, scale=s.hidden**-0.5)
     angle = torch.rand(chunk.context + chunk.rows, s.head_dim // 2, device="cuda") * 6
     return Inputs(
-        tables=tables,
+        rows=laid_out,
         x=x,
         normed=normed,
         qkv=random(rows, (s.heads + 2 * s.kv_heads) * s.head_dim),
@@ -148,8 +133,8 @@ def project_heads(i: Inputs, layer: Layer, qkv: Tensor) -> Tensor:
         layer.k_norm,
         i.cos,
         i.sin,
-        positions_R=i.tables.positions_R,
-        slots_R=i.tables.slots_R,
+        positions_R=i.rows.positions_R,
+        entries_R=i.rows.entries_R,
         k_pages=layer.k_pages,
         v_pages=layer.v_pages,
     )
@@ -158,7 +143,7 @@ def project_heads(i: Inputs, layer: Layer, qkv: Tensor) -> Tensor:
 def run_layer(s: Shape, i: Inputs, layer: Layer) -> tuple[Tensor, Tensor]:
     """The residual stream after the layer, and that behind the next norm, [R, hidden] each, as the model runs it."""
     q = project_heads(i, layer, linear_triton(i.normed, layer.qkv))
-    attended = i.tables.attend(q, layer.k_pages, layer.v_pages).view(len(q), -1)
+    attended = attend(i.rows, q, layer.k_pages, layer.v_pages).view(len(q), -1)
     x = linear_triton(attended, layer.out, residual=i.x)
     experts = layer.router, layer.gate_up, layer.down, s.experts_per_row
     return moe_triton(x, *experts, True, norm_E=layer.moe_norm, next_norm_E=layer.norm)
@@ -170,7 +155,7 @@ def works(s: Shape, i: Inputs) -> dict[str, Work]:
     return {
         QKV: lambda layer: linear_triton(i.normed, layer.qkv),
         HEADS: lambda layer: project_heads(i, layer, i.qkv),
-        ATTENTION: lambda layer: i.tables.attend(i.q, layer.k_pages, layer.v_pages),
+        ATTENTION: lambda layer: attend(i.rows, i.q, layer.k_pages, layer.v_pages),
         OUTPUT: lambda layer: linear_triton(attended, layer.out, residual=i.x),
         NORM: lambda layer: rms_norm_triton(i.x, layer.moe_norm, 1e-6),
         ROUTER: lambda layer: route_triton(i.normed, layer.router, s.experts_per_row, True),
@@ -192,7 +177,8 @@ def over_layers(layers: list[Layer], work: Work) -> Callable[[], None]:
 
 def measure(s: Shape, tokens: int, chunk: int, num_layers: int) -> list[Part]:
     """The parts of a layer and the whole layer, each summed over the chunks of the prompt."""
-    layers = [random_layer(s, pages_of(tokens)) for _ in range(num_layers)]
+    _, pages = chunk_rows(Chunk(0, tokens), "cpu")
+    layers = [random_layer(s, pages) for _ in range(num_layers)]
     seconds: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     for piece in split(tokens, chunk):

@@ -62,6 +62,20 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "rope_theta": 1e5,
         "tie_word_embeddings": True,
     },
+    # hardly computes: what is left of a round is what every model pays
+    "tiny": {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "vocab_size": 512,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e4,
+        "tie_word_embeddings": True,
+    },
 }
 
 

@@ -19,20 +19,23 @@ from torch import Tensor
 from specdec.assemble import LoadedModel
 from specdec.bench.environment import conditions
 from specdec.bench.tile_search import descend, neighbours
-from specdec.cache.attention import KVPool, cache_dtype
+from specdec.cache.kinds import CacheRoom, Caches, cache_dtype
 from specdec.draft.tree import DraftTree
 from specdec.errors import ConfigError
 from specdec.kernels.linear import uses_triton
 from specdec.kernels.tile_tables import Product, Tile, asked, instead, use, write
 from specdec.models.base import Model
 from specdec.progress import Progress
-from specdec.round.batch import RowSpec, build_rows
-from specdec.round.graphs import GRAPH_ROWS, Bucket, DeviceContext, Tables, recording
+from specdec.round.forward import Forward
+from specdec.round.graphs import Recording
+from specdec.round.plan import MOST_TREE_ROWS
+from specdec.round.probe import Part, Probe
+from specdec.round.rows import Entries
 from specdec.user_tiles import read_table
 
 _log = logging.getLogger(__name__)
 
-_PAGE, _PAGES = 64, 256
+PAGE, PAGES = 64, 256
 _CONTEXT_PAGES = 17  # of a sequence, where there is room: contexts of 1,024 tokens
 _TREE_ROOM = 64  # positions of a tree
 _TURNS, _FEWEST_TURNS = 8, 3
@@ -79,27 +82,6 @@ class TunedRound:
         return {each.product: each.after for each in self.found if each.gain > 0}
 
 
-class Recorded:
-    """A round as a graph, and the logits that it leaves behind."""
-
-    def __init__(self, run: Run) -> None:
-        run()  # so that everything is compiled
-        torch.cuda.synchronize()
-        self._graph = torch.cuda.CUDAGraph()
-        with recording(self._graph, None):
-            self.logits = run()
-        self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        self.seconds()
-
-    def seconds(self) -> float:
-        """Of one replay on the device."""
-        self._begin.record()
-        self._graph.replay()
-        self._end.record()
-        self._end.synchronize()
-        return float(self._begin.elapsed_time(self._end)) / 1e3
-
-
 class Tuner:
     """Times rounds of one model.
 
@@ -110,11 +92,11 @@ class Tuner:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._gpu = torch.cuda.get_device_name(model.device)
-        self._pool = KVPool(model.cache_specs, _PAGES, _PAGE, cache_dtype(model.dtype, model.device), model.device)
+        self._probe = make_probe(model)
 
     def tune(self, rows: int) -> TunedRound:
         """Search a tile for every product of rounds of `rows` rows, each with those that were found before it."""
-        runs = {name: self._run(specs) for name, specs in rounds_of(rows, self._model.config.vocab_size).items()}
+        runs = {name: self._probe.step(parts) for name, parts in rounds_of(rows, self._model.config.vocab_size).items()}
         with asked() as products:
             next(iter(runs.values()))()
         chosen: dict[Product, Tile] = {}
@@ -131,9 +113,9 @@ class Tuner:
     def _search(self, runs: Sequence[Run], product: Product, chosen: Tiles) -> Found:
         start = self._in_use(product)
         tied = product.kind != "linear" and _share_a_kernel(product.rows)
-        current: list[tuple[Tile, list[Recorded]]] = []  # the best so far
+        current: list[tuple[Tile, list[Recording[Tensor]]]] = []  # the best so far
 
-        def recorded(tile: Tile) -> list[Recorded] | None:
+        def recorded(tile: Tile) -> list[Recording[Tensor]] | None:
             tiles = {**chosen, product: tile}
             with instead(self._gpu, tiles):
                 # a tile that the GPU's memory makes another is no new one
@@ -147,7 +129,7 @@ class Tuner:
             other, mine = current[0][1], recorded(tile)
             if mine is None:
                 return float("inf")
-            if not all(torch.equal(a.logits, b.logits) for a, b in zip(mine, other, strict=True)):
+            if not all(torch.equal(a.output, b.output) for a, b in zip(mine, other, strict=True)):
                 _log.warning("%s changes bits of %s; please report this GPU (%s).", tile, product, self._gpu)
                 return float("inf")
             return _mean_ratio(_in_turns(other, mine))
@@ -165,7 +147,7 @@ class Tuner:
         """With these tiles and with those, several times, each with recordings of its own."""
         return [_in_turns(self._record(runs, before), self._record(runs, after)) for _ in range(_RECORDINGS)]
 
-    def _try(self, runs: Sequence[Run], tiles: Tiles) -> list[Recorded] | None:
+    def _try(self, runs: Sequence[Run], tiles: Tiles) -> list[Recording[Tensor]] | None:
         """None where the tiles ask for more than the GPU has, or the compiler cannot make them."""
         from triton.compiler.errors import CompilationError
         from triton.runtime.errors import OutOfResources, PTXASError
@@ -175,9 +157,9 @@ class Tuner:
         except (OutOfResources, PTXASError, CompilationError, RuntimeError):
             return None
 
-    def _record(self, runs: Sequence[Run], tiles: Tiles) -> list[Recorded]:
+    def _record(self, runs: Sequence[Run], tiles: Tiles) -> list[Recording[Tensor]]:
         with instead(self._gpu, tiles):
-            return [Recorded(run) for run in runs]
+            return [Recording(run) for run in runs]
 
     def _in_use(self, product: Product) -> Tile:
         from specdec.kernels.linear.kernel import device_tile as of_linear
@@ -189,58 +171,44 @@ class Tuner:
         sizes = product.rows, product.chosen, product.experts, product.outputs, product.inputs
         return of_experts(*sizes, product.kind == "gate_up", device)
 
-    def _run(self, specs: Sequence[RowSpec]) -> Run:
-        """The forward pass of a round, and logits: of a prompt's last row, else of all rows."""
-        laid_out = build_rows(specs, _PAGE, torch.device("cpu"))
-        bucket = Bucket.of(laid_out)
-        flat = torch.zeros(sum(bucket.sizes), dtype=torch.int64)
-        Tables.of(flat, bucket).fill(laid_out, self._pool.spare_slot)
-        tables = Tables.of(flat.to(self._model.device), bucket)
-        windows = tuple(spec.window for spec in self._model.cache_specs)
 
-        def run() -> Tensor:
-            hidden = self._model.forward(tables.tokens_R, DeviceContext(tables, self._pool, windows, ()))
-            return self._model.logits(hidden if laid_out.num_rows <= GRAPH_ROWS else hidden[-1:])
+def make_probe(model: Model) -> Probe:
+    """A probe with room for every round that is tuned."""
+    scratch = MOST_TREE_ROWS // PAGE
+    room = CacheRoom(
+        num_pages=PAGES + scratch,
+        page_size=PAGE,
+        num_slots=MOST_TREE_ROWS,
+        num_marks=0,
+        dtype=cache_dtype(model.dtype, model.device),
+        device=model.device,
+    )
+    return Probe(Forward(model, Caches(model.cache_specs, room)), Entries(PAGE, room.spare_entry, PAGES * PAGE), PAGES)
 
-        return run
 
-
-def rounds_of(rows: int, vocab_size: int) -> dict[str, list[RowSpec]]:
+def rounds_of(rows: int, vocab_size: int) -> dict[str, list[Part]]:
     """What rounds of so many rows do, in random tokens: decode that many sequences, verify one's tree, or read one's prompt.
 
     A tile that helps where each row goes its own way may harm where rows share what they read.
     """
     tokens = np.random.default_rng(0).integers(0, vocab_size, rows)
     none = np.zeros(0, np.int64)
-    if rows > GRAPH_ROWS:
-        tree, pages = DraftTree.root(int(tokens[-1])), np.arange(-(-rows // _PAGE))
-        return {"prompt": [RowSpec(chunk=tokens[:-1], tree=tree, num_cached=0, pages=pages, scratch=none)]}
-    each = min(_CONTEXT_PAGES, _PAGES // rows)
-    found = {
-        "decoding": [
-            RowSpec(
-                chunk=none,
-                tree=DraftTree.root(int(token)),
-                num_cached=each * _PAGE - _TREE_ROOM,
-                pages=np.arange(index * each, (index + 1) * each),
-                scratch=none,
-            )
-            for index, token in enumerate(tokens)
-        ]
-    }
+    if rows > MOST_TREE_ROWS:
+        return {"prompt": [Part(0, tokens[:-1], DraftTree.root(int(tokens[-1])))]}
+    first = min(_CONTEXT_PAGES, PAGES // rows) * PAGE - _TREE_ROOM
+    found = {"decoding": [Part(first, none, DraftTree.root(int(token))) for token in tokens]}
     if 1 < rows <= _TREE_ROOM:
-        cached, pages = _CONTEXT_PAGES * _PAGE - _TREE_ROOM, np.arange(_CONTEXT_PAGES)
-        tree = DraftTree.chain(int(tokens[0]), tokens[1:], 0)
-        found["one tree"] = [RowSpec(chunk=none, tree=tree, num_cached=cached, pages=pages, scratch=none)]
+        tree = DraftTree.chain(int(tokens[0]), tokens[1:])
+        found["one tree"] = [Part(_CONTEXT_PAGES * PAGE - _TREE_ROOM, none, tree)]
     return found
 
 
-def _in_turns(before: Sequence[Recorded], after: Sequence[Recorded]) -> Times:
+def _in_turns(before: Sequence[Recording[Tensor]], after: Sequence[Recording[Tensor]]) -> Times:
     """Median seconds of each round."""
     found = []
     for old, new in zip(before, after, strict=True):
-        turns = max(_FEWEST_TURNS, min(_TURNS, int(_TRIAL_SECONDS / (old.seconds() + new.seconds()))))
-        times = [(old.seconds(), new.seconds()) for _ in range(turns)]
+        turns = max(_FEWEST_TURNS, min(_TURNS, int(_TRIAL_SECONDS / (old.seconds(1) + new.seconds(1)))))
+        times = [(old.seconds(1), new.seconds(1)) for _ in range(turns)]
         found.append((statistics.median(a for a, _ in times), statistics.median(b for _, b in times)))
     return found
 

@@ -32,7 +32,7 @@ def info(config: EngineConfig) -> None:
     source = resolve(config.model, progress, weights=False)
     described = model_info(source)
     table = Table(title=config.model, show_header=False, title_justify="left")
-    for name, value in _rows(described):
+    for name, value in [*_rows(described), *_cache_rows(described, config.page_size)]:
         table.add_row(name, value)
     for name, verdict in _DRAFTERS:
         table.add_row(f"drafter {name}", verdict)
@@ -43,17 +43,17 @@ def info(config: EngineConfig) -> None:
 def banner(assembled: "Assembled") -> str:
     """What is loaded, in a few lines."""
     described, config, test = assembled.model_info, assembled.config, assembled.self_test
-    status = assembled.engine.status()
-    tokens = status.pages_total * config.page_size
-    stored = "float32" if assembled.device == "cpu" else assembled.dtype
-    cache = f"{_size(tokens * _cache_bytes(described, stored))} for {tokens:,} tokens"
+    pages = assembled.engine.status().pages_total
+    caches = f"{_size(pages * assembled.page_bytes)} for {pages * config.page_size:,} tokens"
+    if assembled.state_bytes:
+        caches += f" and {_size(assembled.state_bytes)} for states"
     padded = f" with rows padded to multiples of {test.row_multiple}" if test.row_multiple > 1 else ""
     lossless = f"yes, to the bit; checked on this machine{padded}" if test.exact else f"NO: {test.failure}"
     return (
         f"Model     {assembled.model_name} ({described.config.family}, {_millions(described.num_parameters)} parameters), "
         f"{assembled.dtype} on {assembled.device}\n"
         f"Memory    weights {_size(_weight_bytes(described, assembled.dtype))}, "
-        f"keys and values {cache}, longest request {config.max_model_len:,}\n"
+        f"caches {caches}, longest request {config.max_model_len:,}\n"
         f"Drafters  {', '.join(assembled.drafters) or 'none'}; acceptance {config.acceptance}\n"
         f"Lossless  {lossless}"
     )
@@ -72,10 +72,6 @@ def _rows(described: "ModelInfo") -> list[tuple[str, str]]:
         ("longest context", f"{config.max_position_embeddings:,} tokens"),
         ("weights in float32", _size(_weight_bytes(described, "float32"))),
         ("weights in bfloat16, float16", _size(_weight_bytes(described, "bfloat16"))),
-        (
-            "keys and values",
-            f"{_cache_bytes(described):,} bytes a token on a CPU, {_cache_bytes(described, 'bfloat16'):,} on a GPU",
-        ),
     ]
     if described.num_active_parameters != described.num_parameters:
         rows.insert(2, ("parameters of one token", f"{described.num_active_parameters:,}"))
@@ -107,10 +103,21 @@ def _weight_bytes(described: "ModelInfo", dtype: str) -> int:
     return described.weight_bytes(getattr(torch, dtype))
 
 
-def _cache_bytes(described: "ModelInfo", dtype: str = "float32") -> int:
+def _cache_rows(described: "ModelInfo", page_size: int) -> list[tuple[str, str]]:
+    """What a sequence needs of the caches: pages as it grows, and what is kept beside them."""
     import torch
 
-    return described.cache_bytes_per_token(getattr(torch, dtype))
+    from specdec.cache.kinds import page_bytes, slot_bytes
+
+    specs = described.cache_specs
+    on_cpu, on_gpu = (page_bytes(specs, page_size, dtype) for dtype in (torch.float32, torch.bfloat16))
+    rows = [
+        ("cache of a token", f"{on_cpu // page_size:,} bytes on a CPU, {on_gpu // page_size:,} on a GPU"),
+        (f"cache of a page, {page_size} tokens", f"{on_cpu:,} bytes on a CPU, {on_gpu:,} on a GPU"),
+    ]
+    if kept := slot_bytes(specs):
+        rows.append(("state of a sequence", f"{kept:,} bytes, whatever its length"))
+    return rows
 
 
 def _size(num_bytes: float) -> str:

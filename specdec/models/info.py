@@ -8,6 +8,7 @@ from torch import Tensor
 
 from specdec.kernels.linear import PackedWeight, pack
 from specdec.kernels.moe import Experts
+from specdec.models.base import CacheSpec
 from specdec.models.config import ModelConfig
 from specdec.models.loader import read_source_config
 from specdec.models.registry import family
@@ -23,14 +24,11 @@ class ModelInfo:
     num_parameters: int  # a tied output head counted once
     num_active_parameters: int  # read for one token: of the experts, only as many as a token visits
     num_router_parameters: int  # always float32
+    cache_specs: tuple[CacheSpec, ...]  # what its layers keep
 
     def weight_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of the loaded weights."""
         return (self.num_parameters - self.num_router_parameters) * dtype.itemsize + 4 * self.num_router_parameters
-
-    def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Bytes of keys and values of one position, all layers."""
-        return 2 * self.config.num_layers * self.config.num_kv_heads * self.config.head_dim * dtype.itemsize
 
 
 def model_info(source: Source) -> ModelInfo:
@@ -41,7 +39,7 @@ def model_info(source: Source) -> ModelInfo:
 def describe(config: ModelConfig, name: str) -> ModelInfo:
     """Count parameters by building the model from tensors that have a shape and no storage."""
     counted = _CountedWeights()
-    family(config.family).build(config, counted)
+    model = family(config.family).build(config, counted)
     total = sum(counted.sizes.values())
     experts = sum(size for tensor, size in counted.sizes.items() if ".experts." in tensor)
     idle = experts - experts * config.moe.experts_per_token // config.moe.num_experts if config.moe else 0
@@ -51,6 +49,7 @@ def describe(config: ModelConfig, name: str) -> ModelInfo:
         num_parameters=total,
         num_active_parameters=total - idle,
         num_router_parameters=counted.num_router_parameters,
+        cache_specs=model.cache_specs,
     )
 
 

@@ -1,11 +1,12 @@
-"""CUDA graphs of rounds: each shape is recorded when it comes for the second time, and replayed from then on."""
+"""CUDA graphs of rounds: each shape is recorded when it comes for the second time, and replayed from then on; and of any
+other work that is timed."""
 
 import gc
 import statistics
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -13,6 +14,8 @@ from specdec.round.plan import RoundShape
 
 MOST_GRAPHS = 384  # the one used longest ago is dropped; up to 100 are recorded at start-up
 _REPLAYS = 8  # to time a round; the first half warms up
+
+_Output = TypeVar("_Output")
 
 
 class Graphs:
@@ -70,7 +73,35 @@ class Graphs:
                 end.record()
             spans.append((begin, end))
         torch.cuda.synchronize()
-        return statistics.median(float(begin.elapsed_time(end)) for begin, end in spans[_REPLAYS // 2 :]) / 1e3
+        return _median_seconds(spans)
+
+
+class Recording(Generic[_Output]):
+    """Some work as a graph, to be timed.
+
+    Args:
+        work: the same kernels each time. What it gives is `output`, which every replay writes anew.
+    """
+
+    def __init__(self, work: Callable[[], _Output]) -> None:
+        work()  # so that everything is compiled
+        torch.cuda.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        with recording(self._graph, None):
+            self.output = work()
+        self._graph.replay()  # a capture computes nothing
+
+    def seconds(self, replays: int = _REPLAYS) -> float:
+        """Of one replay on the device: the median of some behind one another, of which the first half warms up."""
+        spans = []
+        for _ in range(replays):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin.record()
+            self._graph.replay()
+            end.record()
+            spans.append((begin, end))
+        torch.cuda.synchronize()
+        return _median_seconds(spans)
 
 
 @contextmanager
@@ -87,3 +118,8 @@ def recording(graph: torch.cuda.CUDAGraph, memory: Any) -> Iterator[None]:
     finally:
         if collected:
             gc.enable()
+
+
+def _median_seconds(spans: Sequence[tuple[torch.cuda.Event, torch.cuda.Event]]) -> float:
+    """Of the second half."""
+    return statistics.median(float(begin.elapsed_time(end)) for begin, end in spans[len(spans) // 2 :]) / 1e3

@@ -1,5 +1,5 @@
 """A probe: given tokens through a model, in rows of any kind, with no sequence about. For the self-test, for costs, for
-tuning."""
+benches."""
 
 import statistics
 import time
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from specdec.arrays import IntArray
+from specdec.cache.rows import Rows
 from specdec.draft.tree import DraftTree
-from specdec.kernels.tree_rows import Texts
-from specdec.kernels.tree_select import MAX_NODES, Trees
+from specdec.kernels.tree_rows import Texts, TreeRows
+from specdec.kernels.tree_select import OFFERED, Trees
 from specdec.round.forward import Forward
-from specdec.round.graphs import recording
+from specdec.round.graphs import Recording
 from specdec.round.plan import PlanTables, RoundPlan, RoundShape, flatten
 from specdec.round.rows import Entries, lay_out
 from specdec.round.sample.draw import Nucleus
@@ -23,60 +24,96 @@ from specdec.round.sample.draw import Nucleus
 _NO_TOKENS = np.zeros(0, np.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one text brings to a round: tokens at the positions from `first` on, then a tree whose root follows. Each may be
+    missing."""
+
+    first: int
+    chunk: IntArray
+    tree: DraftTree | None
+
+    @property
+    def base(self) -> int:
+        """Position behind the chunk."""
+        return self.first + len(self.chunk)
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.tree) if self.tree is not None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRound:
+    """A round's inputs on the device. They are its own, so that several may be recorded and replayed in turns."""
+
+    texts: Texts
+    tables: PlanTables
+    shape: RoundShape
+    trees: Trees | None
+    entries: Entries
+    turns_1: Tensor
+
+    @staticmethod
+    def of(
+        parts: Sequence[Part], entries: Entries, num_pages: int, device: torch.device, num_chunk: int | None = None
+    ) -> "ProbeRound":
+        """Each part is a text, and its place the text's slot.
+
+        Args:
+            parts: what the texts bring.
+            entries: where rows write.
+            num_pages: that the texts share evenly, in order.
+            device: where the round runs.
+            num_chunk: prompt rows, where it is not as many as there are; those beyond repeat the last one, as in a bucket.
+        """
+        plan = _plan(parts, num_pages // len(parts), entries.page_size)
+        shape = _shape(plan, plan.num_chunk if num_chunk is None else num_chunk)
+        flat = torch.from_numpy(flatten(plan, shape.members, shape.chunk, shape.trees, len(parts))).to(device)
+        return ProbeRound(
+            texts=_texts(parts, plan.pages, num_pages // len(parts), device),
+            tables=PlanTables(flat, shape.members, shape.chunk, shape.trees),
+            shape=shape,
+            trees=_trees([part.tree for part in parts], shape.nodes, device) if shape.trees else None,
+            entries=entries,
+            turns_1=torch.zeros(1, dtype=torch.int64, device=device),
+        )
+
+    def lay_out(self) -> tuple[Rows, TreeRows]:
+        """See `specdec.round.rows.lay_out`."""
+        return lay_out(self.texts, self.tables, self.shape, self.trees, self.turns_1, self.entries)
+
+
 class Probe:
-    """Owns one text, which lies in the first pages; nothing else may run meanwhile.
+    """Runs rounds of texts that lie in the first pages; nothing else may run meanwhile.
 
     Args:
         forward: the model and its caches.
         entries: where rows write.
-        num_pages: that the text may take.
+        num_pages: that the texts may take.
     """
 
     def __init__(self, forward: Forward, entries: Entries, num_pages: int) -> None:
         self.forward = forward
         self._entries = entries
-        self._device = forward.model.device
         self._num_pages = num_pages
-        room = num_pages * entries.page_size + MAX_NODES
-        self._texts = Texts(
-            torch.zeros(2, room, dtype=torch.int32, device=self._device),
-            torch.ones(2, dtype=torch.int64, device=self._device),
-            torch.arange(num_pages, device=self._device).expand(2, -1).contiguous(),
-        )
-        self._turns_1 = torch.zeros(1, dtype=torch.int64, device=self._device)
 
     @torch.inference_mode()
     def logits(self, chunk: IntArray, tree: DraftTree | None, first: int) -> Tensor:
-        """float32 [nodes, V]: tokens at the positions from `first` on, then a tree whose root follows; no rows without a
-        tree."""
-        return self.step(chunk, tree, first)()
+        """float32 [nodes, V]: tokens of one text at the positions from `first` on, then a tree whose root follows; no rows
+        without a tree."""
+        return self.step([Part(first, chunk, tree)])()
 
     @torch.inference_mode()
-    def step(self, chunk: IntArray, tree: DraftTree | None, first: int) -> Callable[[], Tensor]:
-        """The same as something that can be run, and recorded, again and again."""
-        nodes, base = len(tree) if tree is not None else 0, first + len(chunk)
-        pages = min(-(-(base + nodes) // self._entries.page_size), self._num_pages)
-        shape = _shape(len(chunk), nodes, pages)
-        plan = RoundPlan(
-            slots=np.zeros(1, np.int64),
-            firsts=np.array([first]),
-            chunks=np.array([len(chunk)]),
-            nodes=np.array([nodes]),
-            pages=pages,
-            odds=np.ones(1),
-        )
-        flat = torch.from_numpy(flatten(plan, 1, len(chunk), nodes, 1)).to(self._device)
-        tables = PlanTables(flat, 1, len(chunk), nodes)
-        tokens = [*chunk.tolist(), int(tree.tokens[0])] if tree is not None else chunk.tolist()
-        self._texts.tokens_SL[0, first : first + len(tokens)] = torch.tensor(tokens, dtype=torch.int32).to(self._device)
-        self._texts.lengths_S[0] = base + 1
-        trees = _trees(tree, self._device) if tree is not None else None
-        return lambda: self._run(shape, tables, trees)
+    def step(self, parts: Sequence[Part]) -> Callable[[], Tensor]:
+        """The same of any texts, as something that can be run, and recorded, again and again."""
+        round_ = ProbeRound.of(parts, self._entries, self._num_pages, self.forward.model.device)
+        return lambda: self._run(round_)
 
     @torch.inference_mode()
-    def _run(self, shape: RoundShape, tables: PlanTables, trees: Trees | None) -> Tensor:
-        rows, _ = lay_out(self._texts, tables, shape, trees, self._turns_1, self._entries)
-        caches = self.forward.caches
+    def _run(self, round_: ProbeRound) -> Tensor:
+        rows, _ = round_.lay_out()
+        caches, shape = self.forward.caches, round_.shape
         caches.begin(rows)
         hidden_RE, _ = self.forward(rows)
         logits_TV = self.forward.logits(hidden_RE[shape.chunk :]) if shape.trees else hidden_RE.new_empty(0)
@@ -84,7 +121,7 @@ class Probe:
         return logits_TV
 
     def forget(self) -> None:
-        """The text begins anew: what the caches keep of it by slot is void."""
+        """The first text begins anew: what the caches keep of it by slot is void."""
         self.forward.caches.enter(0, 0, None)
 
 
@@ -110,10 +147,10 @@ def measure_costs(probe: Probe, row_counts: Sequence[int], contexts: Sequence[in
 
             def step(rows: int = rows, context: int = context) -> Callable[[], Tensor]:
                 tokens = draws.integers(0, model.config.vocab_size, rows)
-                return probe.step(_NO_TOKENS, DraftTree.chain(int(tokens[0]), tokens[1:]), context)
+                return probe.step([Part(context, _NO_TOKENS, DraftTree.chain(int(tokens[0]), tokens[1:]))])
 
             if model.device.type == "cuda":
-                taken = [_graph_seconds(step()) for _ in range(2)]
+                taken = [Recording(step()).seconds() for _ in range(2)]
             else:
                 taken = [_seconds(step()) for _ in range(repeats)]
             probe.forget()
@@ -126,33 +163,27 @@ def _seconds(run: Callable[[], Tensor]) -> float:
     return time.perf_counter() - started
 
 
-def _graph_seconds(run: Callable[[], Tensor]) -> float:
-    """Of a recording's replay: the fastest of some behind each other."""
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with recording(graph, None):
-        run()
-    spans = []
-    for _ in range(6):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record()
-        graph.replay()
-        end.record()
-        spans.append((begin, end))
-    torch.cuda.synchronize()
-    return statistics.median(float(begin.elapsed_time(end)) for begin, end in spans[2:]) / 1e3
+def _plan(parts: Sequence[Part], most_pages: int, page_size: int) -> RoundPlan:
+    ends = max(part.base + part.num_nodes for part in parts)
+    return RoundPlan(
+        slots=np.arange(len(parts)),
+        firsts=np.array([part.first for part in parts]),
+        chunks=np.array([len(part.chunk) for part in parts]),
+        nodes=np.array([part.num_nodes for part in parts]),
+        pages=min(-(-ends // page_size), most_pages),
+        odds=np.ones(len(parts)),
+    )
 
 
-def _shape(chunk: int, nodes: int, pages: int) -> RoundShape:
+def _shape(plan: RoundPlan, num_chunk: int) -> RoundShape:
     return RoundShape(
-        members=1,
-        chunk=chunk,
-        trees=nodes,
-        nodes=max(nodes, 1),
-        pages=pages,
-        chunk_members=int(chunk > 0),
-        tree_members=int(nodes > 0),
+        members=len(plan),
+        chunk=num_chunk,
+        trees=plan.num_nodes,
+        nodes=max(int(plan.nodes.max()), 1),
+        pages=plan.pages,
+        chunk_members=int(np.count_nonzero(plan.chunks)),
+        tree_members=plan.num_trees,
         drafting=False,
         nucleus=Nucleus.NONE,
         edited=False,
@@ -164,10 +195,26 @@ def _shape(chunk: int, nodes: int, pages: int) -> RoundShape:
     )
 
 
-def _trees(tree: DraftTree, device: torch.device) -> Trees:
-    parents = torch.from_numpy(tree.parents).to(device)[None]
-    tokens = torch.from_numpy(tree.tokens).to(device)[None]
-    counts = torch.tensor([len(tree) - 1], device=device)
-    return Trees(
-        tokens.contiguous(), parents.contiguous(), torch.full_like(tokens, -1), counts, counts - len(tree), tokens.float()
-    )
+def _texts(parts: Sequence[Part], pages: int, apart: int, device: torch.device) -> Texts:
+    """Texts that know no tokens but those of their parts. apart: pages from one text's first to the next one's."""
+    bases = [part.base for part in parts]
+    tokens = np.zeros((len(parts), max(bases) + 1), np.int32)
+    for row, part in zip(tokens, parts, strict=True):
+        row[part.first : part.base] = part.chunk
+        if part.tree is not None:
+            row[part.base] = part.tree.tokens[0]
+    own = np.arange(len(parts))[:, None] * apart + np.arange(pages)
+    return Texts(*(torch.from_numpy(values).to(device) for values in (tokens, np.array(bases) + 1, own)))
+
+
+def _trees(trees: Sequence[DraftTree | None], num_nodes: int, device: torch.device) -> Trees:
+    tokens = np.full((len(trees), num_nodes), -1, np.int64)
+    parents = np.zeros_like(tokens)
+    counts = np.array([len(tree) - 1 if tree is not None else 0 for tree in trees])
+    for index, tree in enumerate(trees):
+        if tree is not None:
+            tokens[index, : len(tree)], parents[index, : len(tree)] = tree.tokens, tree.parents
+    tokens_MN, parents_MN, counts_M = (torch.from_numpy(values).to(device) for values in (tokens, parents, counts))
+    none_MN = torch.full_like(tokens_MN, -1)
+    survivals_MO = torch.zeros(len(trees), OFFERED, device=device)
+    return Trees(tokens_MN, parents_MN, none_MN, counts_M, none_MN[:, 0].contiguous(), survivals_MO)

@@ -45,7 +45,7 @@ def test_generate_prints_the_answer_and_then_one_line_about_it(model: str) -> No
 
 def test_info_tells_family_size_memory_and_drafters(model: str) -> None:
     stdout, _ = run("info", model, "--draft-model", model)
-    for words in ("llama", "parameters", "weights in float32", "keys and values", "drafter suffix", "fits; it has 100%"):
+    for words in ("llama", "parameters", "weights in float32", "cache of a page", "drafter suffix", "fits; it has 100%"):
         assert words in stdout
 
 

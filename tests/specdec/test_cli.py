@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from specdec import __version__
+from specdec.cache.attention import AttentionCache
 from specdec.cli.app import app
 from specdec.cli.generate import _ctrl_c_noted, summary
 from specdec.cli.options import drafters
@@ -40,6 +41,11 @@ CONFIG = {
         (["info", "no-such-model"], "no-such-model"),
         (["bench", "speed", "--against", "abacus"], "against must be"),
         (["bench", "speed", "--content", "poetry"], "poetry"),
+        (["bench", "speed", "--shape", "tiny", "--drafter", "suffix"], "leave --drafter out"),
+        (["bench", "speed", "--shape", "tiny", "--streams", "1,x"], "streams must be numbers"),
+        (["bench", "speed", "--shape", "tiny", "--streams", "", "--context", "0"], "Nothing is to be measured"),
+        (["bench", "speed", "--shape", "tiny", "--contenders", "fast"], "plain, ngram, told"),
+        (["bench", "tune", "--shape", "tiny"], "PyTorch finds none here"),
         (["bench", "acceptance", "--drafter", "none"], "without a drafter"),
         (["bench", "acceptance", "--suite", "no-such-folder"], "no-such-folder"),
         (["bench", "lossless", "no-such-model"], "no-such-model"),
@@ -73,8 +79,17 @@ def test_info_describes_a_model_from_its_config(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["info", str(tmp_path)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     assert "llama" in result.stdout
-    assert "256 bytes a token" in result.stdout  # 2 (K and V) * 2 layers * 2 heads * 8 * 4 bytes
+    assert "256 bytes on a CPU, 128 on a GPU" in result.stdout  # 2 (K and V) * 2 layers * 2 heads * 8 * 4 bytes
+    assert "16,384 bytes on a CPU, 8,192 on a GPU" in result.stdout
+    assert "state of a sequence" not in result.stdout, "none of its layers keeps one"
     assert "drafter ngram" in result.stdout
+
+
+def test_info_tells_what_is_kept_beside_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    monkeypatch.setattr(AttentionCache, "slot_bytes", staticmethod(lambda _spec: 1000))
+    result = CliRunner().invoke(app, ["info", str(tmp_path)], env={"COLUMNS": "200"})
+    assert "2,000 bytes, whatever its length" in result.stdout
 
 
 def test_info_says_why_a_draft_model_does_not_fit(tmp_path: Path) -> None:

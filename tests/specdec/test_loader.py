@@ -13,6 +13,7 @@ from gguf.quants import dequantize, quantize
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from specdec.cache.kinds import page_bytes
 from specdec.errors import ConfigError
 from specdec.models.base import Model
 from specdec.models.info import describe, model_info
@@ -179,7 +180,7 @@ def test_info_counts_what_the_checkpoint_holds(family: str, tiny_checkpoint: Tin
     assert info.num_parameters == sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
     assert (info.num_active_parameters < info.num_parameters) == (info.config.moe is not None)
     head_dim = info.config.head_dim
-    assert info.cache_bytes_per_token(torch.bfloat16) == 3 * 2 * 2 * head_dim * 2
+    assert page_bytes(info.cache_specs, 1, torch.bfloat16) == 3 * 2 * 2 * head_dim * 2
 
 
 def test_info_of_a_large_model_needs_its_config_alone() -> None:

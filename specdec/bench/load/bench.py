@@ -23,7 +23,6 @@ from specdec.bench.load.results import DRAFTED, PLAIN, SERVER, Row, summarise
 from specdec.bench.load.run import Contender, Plan, perform
 from specdec.bench.load.traffic import Closed, Limits, Traffic
 from specdec.bench.shapes import load_shape
-from specdec.cache.attention import KVPool, cache_dtype
 from specdec.config import EngineConfig
 from specdec.engine.engine import Engine
 from specdec.errors import ConfigError
@@ -252,8 +251,7 @@ def _sized(settings: LoadSettings, questions: Questions, model: Model) -> Engine
     longest = questions.longest * -(-running // len(questions.longest))
     sizes = sorted(longest, reverse=True)[:running]
     pages = sum(-(-(size + settings.max_tokens + _ROUND_ROOM) // config.page_size) for size in sizes) + 1
-    page_bytes = KVPool.page_bytes(model.cache_specs, config.page_size, cache_dtype(model.dtype, model.device))
-    return replace(config, cache_gb=max(2, pages) * page_bytes * 1.0001 / 1e9)
+    return replace(config, cache_gb=assemble.cache_gb_for(config, model, pages))
 
 
 def _told(settings: LoadSettings, subject: Subject) -> dict[str, Any]:

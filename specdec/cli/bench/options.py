@@ -10,7 +10,7 @@ from specdec.errors import ConfigError
 
 Shape = Annotated[
     str | None,
-    typer.Option(help="Random weights of this shape instead of a model: qwen3-30b-a3b, llama-3.1-8b or smollm2-135m."),
+    typer.Option(help="Random weights of this shape instead of a model: qwen3-30b-a3b, llama-3.1-8b, smollm2-135m or tiny."),
 ]
 Suite = Annotated[Path | None, typer.Option(help="Folder of .jsonl prompts instead of the built-in suite.")]
 Content = Annotated[str, typer.Option(help="Only these content types of the suite, with commas.")]

@@ -1,5 +1,6 @@
 """`specdec bench speed`: tokens per second of one request after another, or of random weights."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from specdec.errors import ConfigError
 
 _BASELINES = ("none", "transformers")
 _DRAFTERS = ("ngram",)
+_of_shape = partial(typer.Option, rich_help_panel="With --shape")
 
 
 @takes_engine(drafters=_DRAFTERS, prefix_cache=False)
@@ -26,7 +28,9 @@ def speed(
     suite: Suite = None,
     predictions: Annotated[bool, typer.Option("--predictions", help="Give specdec the suite's predictions.")] = False,
     shape: Shape = None,
-    streams: Annotated[str, typer.Option(help="With --shape: numbers of concurrent requests, with commas.")] = "1,8,32,64",
+    streams: Annotated[str, _of_shape(help="Numbers of concurrent requests, with commas; '' for none.")] = "1,8,32,64",
+    context: Annotated[int, _of_shape(help="Prompt tokens of one stream; 0 leaves it out.", min=0)] = 1024,
+    contenders: Annotated[str, _of_shape(help="Who is measured: plain, ngram, told its answer.")] = "plain,ngram,told",
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a floor is missed.")] = False,
     min_plain_ratio: Annotated[float, typer.Option(help="Floor of plain decoding over transformers.")] = 1.4,
     min_ngram_ratio: Annotated[
@@ -38,7 +42,7 @@ def speed(
     if against not in _BASELINES:
         raise ConfigError(f"against must be {' or '.join(_BASELINES)}, not {against!r}.")
     if shape is not None:
-        _speed_of_shape(shape, config, numbers(streams, "streams"), repeats, max_tokens)
+        _speed_of_shape(shape, config, streams, context, contenders, repeats, max_tokens)
         return
     from specdec.bench import report, speed  # bring torch, which --help should not wait for
 
@@ -64,11 +68,23 @@ def speed(
     end(missed)
 
 
-def _speed_of_shape(shape: str, config: EngineConfig, streams: tuple[int, ...], repeats: int, max_tokens: int) -> None:
+def _speed_of_shape(
+    shape: str, config: EngineConfig, streams: str, context: int, contenders: str, repeats: int, max_tokens: int
+) -> None:
     if config.drafters != _DRAFTERS:
         raise ConfigError("With --shape the drafter ngram is measured, and no other; leave --drafter out.")
     from specdec.bench import synthetic  # brings torch, which --help should not wait for
 
-    settings = synthetic.ShapeSettings(shape=shape, config=config, streams=streams, repeats=repeats, tokens=max_tokens)
+    settings = synthetic.ShapeSettings(
+        shape=shape,
+        config=config,
+        contenders=names(contenders),
+        context=context or None,
+        tokens=max_tokens,
+        repeats=repeats,
+        streams=numbers(streams, "streams") if streams.strip() else (),
+    )
     data = synthetic.run(settings, on_stderr())
-    show(f"Speed of random weights of the shape {shape}: medians of {repeats} repeats", synthetic.rows(data), data)
+    title = f"Speed of random weights of the shape {shape}: medians of {repeats} repeats"
+    more = [synthetic.cost_rows(data)] if data["results"]["cost of a round"] else []
+    show(title, synthetic.rows(data), data, *more)

@@ -1,6 +1,6 @@
 """The tuner without a GPU: its search, what it refuses, where a user's table lies and what it prints."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +14,11 @@ from specdec.bench.tile_search import descend, neighbours
 from specdec.bench.tune import Found, TunedRound, TuneSettings
 from specdec.errors import ConfigError
 from specdec.kernels.tile_tables import Product, Tile, table_of, write
+from specdec.models.loader import load_model
+from specdec.models.source import resolve
 from specdec.progress import NoProgress
-from specdec.round.batch import build_rows
+from specdec.round.probe import ProbeRound
+from specdec.round.rows import Entries
 
 FEW, MANY = Product("linear", 4, 4096, 2048), Product("linear", 128, 4096, 2048)
 EXPERTS = Product("gate_up", 8, 768, 2048, 128, 8)
@@ -102,14 +105,26 @@ def test_a_round_keeps_what_gained() -> None:
     ("rows", "names"),
     [(1, ["decoding"]), (2, ["decoding", "one tree"]), (64, ["decoding", "one tree"]), (256, ["decoding"]), (8192, ["prompt"])],
 )
-def test_rounds_have_as_many_rows_and_fit_the_pool(rows: int, names: list[str]) -> None:
+def test_rounds_have_as_many_rows_and_fit_the_pages(rows: int, names: list[str]) -> None:
     found = tune.rounds_of(rows, 100)
     assert [*found] == names
-    for specs in found.values():
-        laid_out = build_rows(specs, 64, torch.device("cpu"))
+    entries = Entries(tune.PAGE, spare=-1, scratch=tune.PAGES * tune.PAGE)
+    for parts in found.values():
+        round_ = ProbeRound.of(parts, entries, tune.PAGES, torch.device("cpu"))
+        laid_out, _ = round_.lay_out()
         assert laid_out.num_rows == rows
-        assert int(laid_out.slots_R.max()) < 256 * 64
-        assert len(set(laid_out.slots_R.tolist())) == rows, "no row writes where another does"
+        assert int(laid_out.entries_R.max()) < tune.PAGES * tune.PAGE
+        assert len(set(laid_out.entries_R.tolist())) == rows, "no row writes where another does"
+
+
+def test_rounds_run_and_come_again(tiny_checkpoint: Callable[..., Path]) -> None:
+    model = load_model(resolve(str(tiny_checkpoint("llama", max_position_embeddings=2048))), dtype="float32", device="cpu")
+    probe = tune.make_probe(model)
+    for parts in tune.rounds_of(4, model.config.vocab_size).values():
+        run = probe.step(parts)
+        first = run()
+        assert first.shape == (4, model.config.vocab_size)
+        assert torch.equal(run(), first), "else a tile could not be told to keep the bits"
 
 
 def test_what_cannot_be_tuned_is_said(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from specdec.bench.kernels import PAGE, SHAPES, Layer, Shape
+from specdec.bench.kernels import PAGE, SHAPES, Layer, Shape, attend
 from specdec.bench.prefill import (
     ATTENTION,
     DENSE,
@@ -18,9 +18,8 @@ from specdec.bench.prefill import (
     Chunk,
     Inputs,
     Part,
-    chunk_tables,
+    chunk_rows,
     flops,
-    pages_of,
     show,
     split,
     summary,
@@ -70,22 +69,23 @@ def test_chunks_cover_the_prompt_and_cost_the_same_flops() -> None:
     assert {name: sum(flops(s, chunk)[name] for chunk in chunks) for name in whole} == whole
 
 
-def test_tables_of_a_chunk_are_those_of_a_prompt_in_the_engine() -> None:
-    tables = chunk_tables(Chunk(64, 320), "cpu")
-    positions = torch.arange(64, 384)
-    assert torch.equal(tables.positions_R, positions)
-    assert torch.equal(tables.slots_R, positions), "pages lie in order"
-    assert torch.equal(tables.ancestor_slots_RD, positions[:, None])
+def test_rows_of_a_chunk_are_those_of_a_prompt_in_the_engine() -> None:
+    rows, pages = chunk_rows(Chunk(64, 320), "cpu")
+    positions, tables = torch.arange(64, 384), rows.attention
+    assert torch.equal(rows.positions_R, positions)
+    assert torch.equal(rows.entries_R, positions), "pages lie in order"
     assert not tables.sequences_R.any()
-    assert (tables.starts_S.tolist(), tables.bases_S.tolist()) == ([64], [384])
-    assert tables.page_table_SP[0, :6].tolist() == list(range(6))
+    assert (tables.starts_M.tolist(), tables.bases_M.tolist()) == ([64], [384])
+    assert tables.page_table_MP[0, :6].tolist() == list(range(6))
+    assert (tables.num_chunk, tables.chunk_sequences, tables.tree_sequences) == (320, 1, 0)
+    assert pages > 6
 
 
 def test_padding_rows_write_to_the_spare_page() -> None:
-    tables = chunk_tables(Chunk(0, 70), "cpu")
-    assert len(tables.positions_R) == 96
-    assert set(tables.slots_R[70:].tolist()) == {2 * PAGE}
-    assert pages_of(70) == 3
+    rows, pages = chunk_rows(Chunk(0, 70), "cpu")
+    assert rows.num_rows == 128, "as many as a recorded round computes"
+    assert set(rows.entries_R[70:].tolist()) == {(pages - 1) * PAGE}
+    assert set(rows.positions_R[70:].tolist()) == {69}
 
 
 def causal_attention(q: Tensor, layer: Layer, context: int, rows: int) -> Tensor:
@@ -102,19 +102,20 @@ def causal_attention(q: Tensor, layer: Layer, context: int, rows: int) -> Tensor
 @pytest.mark.parametrize("chunk", [Chunk(0, 70), Chunk(70, 12)])
 def test_attention_of_a_chunk_is_causal_attention(chunk: Chunk) -> None:
     torch.manual_seed(1)
-    tables, layer = chunk_tables(chunk, "cpu"), tiny_layer(pages_of(chunk.context + chunk.rows))
-    q = drawn(len(tables.positions_R), TINY.heads, TINY.head_dim)
-    found = tables.attend(q, layer.k_pages, layer.v_pages)[: chunk.rows].float()
+    rows, pages = chunk_rows(chunk, "cpu")
+    layer = tiny_layer(pages)
+    q = drawn(rows.num_rows, TINY.heads, TINY.head_dim)
+    found = attend(rows, q, layer.k_pages, layer.v_pages)[: chunk.rows].float()
     torch.testing.assert_close(found, causal_attention(q, layer, chunk.context, chunk.rows), atol=0.02, rtol=0.02)
 
 
 @pytest.mark.usefixtures("triton_interpreter")
 def test_every_part_of_a_layer_runs() -> None:
     torch.manual_seed(2)
-    tables = chunk_tables(Chunk(0, 17), "cpu")
-    rows, k, angle = len(tables.positions_R), TINY.experts_per_row, torch.rand(17, TINY.head_dim // 2)
+    laid_out, pages = chunk_rows(Chunk(0, 17), "cpu")
+    rows, k, angle = laid_out.num_rows, TINY.experts_per_row, torch.rand(17, TINY.head_dim // 2)
     inputs = Inputs(
-        tables=tables,
+        rows=laid_out,
         x=drawn(rows, TINY.hidden),
         normed=drawn(rows, TINY.hidden),
         qkv=drawn(rows, (TINY.heads + 2 * TINY.kv_heads) * TINY.head_dim),
@@ -125,7 +126,7 @@ def test_every_part_of_a_layer_runs() -> None:
         cos=angle.cos(),
         sin=angle.sin(),
     )
-    layer = tiny_layer(pages_of(17))
+    layer = tiny_layer(pages)
     found = {name: work(layer) for name, work in works(TINY, inputs).items()}
     assert set(flops(TINY, Chunk(0, 17))) | {LAYER} < set(found)
     outputs = found[LAYER]
