@@ -25,6 +25,7 @@ _NUM_CONTEXTS = 16
 _SMOOTHING = 0.1  # weight of a new measurement
 _DRIFT = 0.02  # an estimate that moves less leaves the curves as they are
 _OUTLIER = 2.0  # a measurement moves an estimate as if it were at most this factor away
+_FLOOR = 0.25  # of a round is not drafting, whatever that takes on average
 _TELLING = 0.05  # of a row's cost: smaller differences between two rounds tell nothing about repeats
 
 
@@ -52,7 +53,7 @@ class CostTable:
             context: tokens of the longest sequence.
             drafting: whether drafters ran.
         """
-        seconds -= self.drafting * drafting
+        seconds = max(seconds - self.drafting * drafting, seconds * _FLOOR)
         if distinct == rows:
             self._observe_rows(rows, context, seconds)
         elif self._known:

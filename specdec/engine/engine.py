@@ -286,6 +286,8 @@ class Engine:
     def _learn(self, outcome: Outcome, present: BoolArray) -> None:
         """What a round took, and what became of its drafts."""
         plan, shape = outcome.plan, outcome.shape
+        if outcome.drafting_seconds is not None:
+            self._planner.costs.observe_drafting(outcome.drafting_seconds)
         if outcome.seconds is not None:
             distinct = plan.num_chunk + plan.num_trees + int(outcome.drafted.sum())
             rows = max(shape.chunk + shape.trees, distinct)

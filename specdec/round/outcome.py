@@ -34,7 +34,8 @@ class Outcome:
     emitted: the accepted drafts, then the target's own token. paths: nodes of the kept path. kinds, parents: of each node, -1
     behind the last and, for kinds, at the root; survivals: float64 [M, O], how likely the best candidates survive, see
     `specdec.kernels.tree_select.Trees`. These four are empty where no drafter ran. shape: of the round, as it
-    ran. seconds: what the round took; None where that says nothing about others of its kind.
+    ran. seconds: what the round took; None where that says nothing about others of its kind. drafting_seconds: what drafting
+    took of that, where it is known.
     """
 
     plan: RoundPlan
@@ -51,9 +52,17 @@ class Outcome:
     shape: RoundShape
     seconds: float | None
     scores: Scores | None = None
+    drafting_seconds: float | None = None
 
     @staticmethod
-    def read(told: IntArray, plan: RoundPlan, shape: RoundShape, seconds: float | None, scores: Scores | None) -> "Outcome":
+    def read(
+        told: IntArray,
+        plan: RoundPlan,
+        shape: RoundShape,
+        seconds: float | None,
+        scores: Scores | None,
+        drafting_seconds: float | None = None,
+    ) -> "Outcome":
         """From what `specdec.kernels.commit` tells, int64 [members or more, columns], which this may go on using."""
         num_nodes = shape.nodes
         columns, ends = told[: len(plan)], len(Told) + num_nodes
@@ -79,6 +88,7 @@ class Outcome:
             shape=shape,
             seconds=seconds,
             scores=scores,
+            drafting_seconds=drafting_seconds,
         )
 
 

@@ -41,6 +41,7 @@ from specdec.round.plan import (
 )
 from specdec.round.rows import Entries, lay_out
 from specdec.round.sample.draw import Nucleus
+from specdec.round.sample.logprobs import log_probs
 from specdec.round.scores import ScoreRing
 from specdec.round.slots import Needs, Occupant, Slots
 
@@ -57,6 +58,7 @@ class _Underway:
     shape: RoundShape
     firsts: IntArray
     seconds: float | None = None
+    drafting_seconds: float | None = None
     done: torch.cuda.Event | None = None  # since when its outcome can be read
     before: torch.cuda.Event | None = None  # the same of the round that it follows at once
 
@@ -111,6 +113,7 @@ class Round:
         self._done = [torch.cuda.Event(enable_timing=True) for _ in range(TURNS_KEPT)] if on_gpu else []  # type: ignore[no-untyped-call]
         self._underway: deque[_Underway] = deque()
         self.graphs = Graphs(self._launch, self._device, lambda shape: shape.chunk <= GRAPH_CHUNK)
+        self._drafting_seconds = 0.0  # of the round that just ran, where it runs as it is launched
         self._trimmed: Layout | None = None  # of the round that just ran, where shapes follow drafts
 
     @property
@@ -184,6 +187,7 @@ class Round:
             entry.done.record()
         else:
             entry.seconds = time.perf_counter() - started
+            entry.drafting_seconds = self._drafting_seconds if shape.drafting else None
         if self._trimmed is not None:
             entry.firsts = self._trimmed.firsts_M[: len(plan)].numpy()
             nodes = int(self._trimmed.nodes_M.max())
@@ -203,7 +207,7 @@ class Round:
             told[:] = 0
             told[:, 1] = 1
         scores = self._scores.read(entry.turn, shape.trees, entry.firsts) if shape.scored and shape.trees else None
-        return Outcome.read(told, entry.plan, shape, entry.seconds, scores)
+        return Outcome.read(told, entry.plan, shape, entry.seconds, scores, entry.drafting_seconds)
 
     def discard(self) -> None:
         """Forget the rounds underway, after one of them failed."""
@@ -270,7 +274,9 @@ class Round:
         view = self._view(shape, tables)
         verified, laws = None, None
         if shape.drafting:
+            started = time.perf_counter()
             verified, laws = self.drafting.trees(view, tables, shape, self.slots.allowed_S)
+            self._drafting_seconds = time.perf_counter() - started
         self._trimmed = None
         if verified is not None and not self.fixed_shapes:
             tables, shape, verified = _trim(tables, shape, verified)
@@ -317,7 +323,7 @@ class Round:
     ) -> Accepted:
         """Logits of the tree rows, as requests want them edited; then the rule's decision."""
         logits_TV = self.forward.logits(hidden_RE[shape.chunk :])
-        logs_TV = logits_TV.log_softmax(dim=-1) if shape.scored else None  # before they are edited
+        logs_TV = log_probs(logits_TV) if shape.scored else None  # before they are edited
         sampling = self.slots.sampling
         if shape.edited:
             edit_logits(logits_TV, rows, sampling.edits)

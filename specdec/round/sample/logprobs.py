@@ -5,7 +5,12 @@ Shape suffixes: N rows, V vocabulary, K most likely tokens.
 
 from torch import Tensor
 
-from specdec.round.sample.truncation import sort_descending
+from specdec.round.sample.truncation import aligned_rows, sort_descending
+
+
+def log_probs(logits_NV: Tensor) -> Tensor:
+    """float32 [N, V]: log p of every token."""
+    return aligned_rows(logits_NV).log_softmax(dim=-1)[:, : logits_NV.shape[1]]
 
 
 def read_logs(logs_NV: Tensor, tokens_N: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -110,3 +110,12 @@ def test_contexts_are_told_apart_by_powers_of_two() -> None:
     found = [context_bucket(context) for context in (0, 1, 256, 257, 512, 513, 1024, 1025, 1 << 40)]
     assert found == [0, 0, 0, 1, 1, 2, 2, 3, 15]
     assert (np.diff(ROW_BUCKETS) > 0).all()
+
+
+def test_a_round_never_costs_nothing_however_long_drafting_takes_on_average() -> None:
+    table = CostTable()
+    table.observe_drafting(1.0)
+    for rows, distinct in ((1, 1), (8, 8), (8, 3), (1, 1), (8, 3)):
+        table.observe(rows, distinct, 256, 0.01, drafting=True)
+    assert seconds(table, 1) > 0
+    assert seconds(table, 8, distinct=3) > 0
