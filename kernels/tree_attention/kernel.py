@@ -287,8 +287,8 @@ def tree_attention_triton(
 
     The tables' max_positions bounds positions_R + 1 and sizes the launch, so that a captured graph serves all lengths up to it.
     The tables, and the keys below starts_M, where this round's own begin, may be read before the kernels just before this one
-    have ended: at least one kernel that does not let its successor start early (any of PyTorch's) must lie between their
-    writing and this call, in stream order.
+    have ended: at least one kernel that does not let its successor start early (the embedding's, any of PyTorch's) must lie
+    between their writing and this call, in stream order.
     """
     out = torch.empty_like(q_RHD)
     num_rows, chunk = len(tables.positions_R), tables.num_chunk
