@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specdec.arrays import BoolArray, FloatArray, IntArray
+from specdec.arrays import BoolArray, FloatArray, IntArray, share_evenly
 from specdec.draft.calibration import Calibration
 from specdec.draft.cost import CostTable
 from specdec.draft.forecast import Forecast
@@ -122,7 +122,7 @@ class Planner:
         if not len(self.sources) or not len(may) or room <= 0:
             return Budgets(nodes, np.ones(len(slots)), 0.0, False)
         if not self._adaptive:
-            return Budgets(nodes + _share(most - nodes, room), np.ones(len(slots)), 0.0, True)
+            return Budgets(nodes + share_evenly(most - nodes, room), np.ones(len(slots)), 0.0, True)
         return self._weigh(slots, most, nodes, may, chunk_rows, context)
 
     def _weigh(self, slots: IntArray, most: IntArray, nodes: IntArray, may: IntArray, chunk_rows: int, context: int) -> Budgets:
@@ -151,7 +151,7 @@ class Planner:
         least = self._least(float(rates[chosen]), int(rows[chosen]), float(distinct[filled[chosen]]), context)
         nodes = nodes.copy()
         if self._buckets is None:  # what is not found takes no row
-            nodes[may] += _share(most[may] - 1, room) * self._forecast.known(own)
+            nodes[may] += share_evenly(most[may] - 1, room) * self._forecast.known(own)
         else:
             nodes[may] += np.bincount(order[: filled[chosen]] // width, minlength=len(may))
         odds = np.ones(len(slots))
@@ -209,14 +209,3 @@ class Planner:
             self._habits.observe(slots, self._calibration.chances[kinds], right)
             self._calibration.observe(kinds, right)
         self._forecast.observe(seen.slots, seen.survivals)
-
-
-def _share(wanted: IntArray, room: int) -> IntArray:
-    """As much of what is wanted as there is room for, shared out evenly."""
-    given = np.zeros_like(wanted)
-    while room > 0 and (open_ := np.flatnonzero(given < wanted)).size:
-        each = max(room // open_.size, 1)
-        more = np.minimum(wanted[open_] - given[open_], each)[:room]
-        given[open_[: len(more)]] += more
-        room -= int(more.sum())
-    return given

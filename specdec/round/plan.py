@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.arrays import FloatArray, IntArray
+from specdec.arrays import FloatArray, IntArray, share_evenly
 from specdec.kernels.tree_rows import Layout
+from specdec.kernels.tree_select import MAX_NODES
 from specdec.round.sample.draw import Nucleus
 
 ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -184,14 +185,10 @@ def flatten(plan: RoundPlan, members: int, chunk: int, trees: int, spare: int) -
 
 
 def spread(nodes: IntArray, trees: int) -> IntArray:
-    """Rows of each member, `trees` together: as many as it has nodes, and what is left over shared out evenly."""
-    owners = np.flatnonzero(nodes)
+    """Rows of each member, `trees` together: as many as it has nodes, and what is left over shared out evenly, as far as a tree
+    may have so many. Each of the row buckets finds room in as few trees as there may be of so many nodes."""
     left = trees - int(nodes.sum())
-    rows = nodes.copy()
-    if left and len(owners):
-        rows[owners] += left // len(owners)
-        rows[owners[: left % len(owners)]] += 1
-    return rows
+    return nodes + share_evenly(np.where(nodes > 0, MAX_NODES - nodes, 0), left) if left else nodes.copy()
 
 
 def _fill_chunk(flat: IntArray, fields: _Fields, plan: RoundPlan) -> None:

@@ -93,6 +93,21 @@ def test_rejection_emits_greedy_tokens_too(stage: Stage, pool: Pool, depth: int)
 
 
 @pytest.mark.parametrize("depth", [0, 1])
+def test_trees_of_uneven_size_fill_a_round(stage: Stage, depth: int) -> None:
+    """One sequence may have a tree of 64 nodes, another a smaller one: the rows that are left over are shared out."""
+    asked = [
+        Request(request_id=f"{tokens}", prompt_ids=(5, tokens), sampling=SamplingParams(max_tokens=tokens, ignore_eos=True))
+        for tokens in (70, 41)
+    ]
+    plain = Pool.answers(stage.plain(), asked)
+    oracle = Pool.oracle_of(asked, plain)
+    llm = stage.llm(oracle, drafters=("adversarial",), adaptive=False, max_tree_nodes=64, depth=depth)
+    for found in llm.generate(asked):
+        hold(found, plain[found.request_id])
+    rest(llm)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
 def test_a_nucleus_of_many_tokens_changes_no_bit(stage: Stage, pool: Pool, monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
     """Where shapes are fixed, a few tokens are looked at first, and rows that need more are void for once."""
     monkeypatch.setattr(draw, "NARROW", 3)
