@@ -114,8 +114,9 @@ class Engine:
     def abort(self, request_id: str) -> None:
         """End a request before its next round; unknown ids are ignored, since it may just have ended."""
         with self._wakeup:
-            self._aborted.append(request_id)
-            self._wakeup.notify_all()
+            if request_id in self._known_ids:
+                self._aborted.append(request_id)
+                self._wakeup.notify_all()
 
     def wait(self, timeout: float) -> None:
         """Block until there may be work, for at most `timeout` seconds."""

@@ -215,6 +215,13 @@ def test_abort_frees_pages_before_the_next_round(stage: Stage, pool: Pool, depth
     assert not engine.has_work, "what was underway for them is read, and void"
 
 
+def test_an_abort_that_comes_too_late_is_not_kept_for_the_next_of_that_name(stage: Stage, pool: Pool) -> None:
+    llm, request = stage.llm(), pool.ordinary[1]
+    llm.generate([request])
+    llm.engine.abort(request.request_id)
+    hold(llm.generate([request])[0], pool.expected[request.request_id])
+
+
 def test_a_request_id_is_used_once_at_a_time(stage: Stage, pool: Pool) -> None:
     llm, request = stage.llm(depth=1), pool.ordinary[0]
     with pytest.raises(RequestError, match="in use"):
