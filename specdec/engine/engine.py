@@ -229,8 +229,7 @@ class Engine:
 
     def _welcome(self) -> None:
         """Sequences that were admitted enter their slots."""
-        admitted, self._scheduler.admitted = self._scheduler.admitted, []
-        for sequence, mark in admitted:
+        for sequence, mark in self._scheduler.admitted:
             if sequence.slot == NO_SLOT:
                 continue
             occupant = Occupant(
@@ -248,6 +247,7 @@ class Engine:
             if not sequence.admitted:
                 sequence.admitted = True
                 self.metrics.on_start(sequence)
+        self._scheduler.admitted.clear()
 
     def _allowed(self, sequence: Sequence) -> int:
         """Bits of the drafters that the sequence may use."""
@@ -357,9 +357,11 @@ class Engine:
             self._deliver(sequence, result)
 
     def _fail_round(self, turns: Iterable[Turn], message: str) -> None:
-        """Whatever was underway is lost with the round."""
+        """Whatever was underway is lost with the round, and who was admitted but may not have entered a slot."""
         entries = [entry for round_ in self._underway for entry in round_]
         lost = [turn.sequence for turn in turns] + [turn.sequence for turn, epoch in entries if turn.sequence.epoch == epoch]
+        lost += [sequence for sequence, _ in self._scheduler.admitted]
+        self._scheduler.admitted.clear()
         self._underway.clear()
         self._round.discard()
         for sequence in lost:

@@ -271,3 +271,27 @@ def test_a_round_that_fails_on_its_way_takes_along_who_took_part(
     found = traffic(llm, {0: pool.requests[3:20]})
     for name, completion in found.items():
         hold(completion, pool.expected[name])
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_sequence_that_cannot_enter_its_slot_fails_and_so_does_who_was_to_enter_with_it(
+    stage: Stage, pool: Pool, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    """Of two that are admitted together only the first has prompt tokens in the round; none runs on what a slot held before."""
+    llm = stage.llm(chunk_tokens=7, depth=depth)
+    enter, seen = llm.engine._round.enter, list[int]()
+
+    def fails(slot: int, *others: Any) -> None:
+        seen.append(slot)
+        if len(seen) == 1:
+            raise RuntimeError("no room")
+        enter(slot, *others)
+
+    monkeypatch.setattr(llm.engine._round, "enter", fails)
+    first, second, third = pool.ordinary[:3]
+    heard = traffic(llm, {0: [first, second], 2: [third]})
+    for request in (first, second):
+        completion = heard[request.request_id]
+        assert completion.finish_reason is FinishReason.ERROR
+        assert completion.error == "The round failed: no room"
+    hold(heard[third.request_id], pool.expected[third.request_id])
