@@ -330,7 +330,6 @@ class Engine:
         if nucleus is Nucleus.NARROW and slots.truncated[sequence.slot]:
             slots.wide[sequence.slot] = True
             return
-        self._round.scrub(sequence.pages)
         self._scheduler.spoil(sequence.pages)
         self._fail(sequence, _NOT_FINITE)
 

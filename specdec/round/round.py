@@ -157,11 +157,6 @@ class Round:
         self.drafting.set_chances(chances_X)
 
     @torch.inference_mode()
-    def scrub(self, pages: Sequence[int]) -> None:
-        """See `CacheKind.scrub`."""
-        self.caches.scrub(pages)
-
-    @torch.inference_mode()
     def enqueue(self, plan: RoundPlan) -> None:
         """One more round. Between two rounds of a small model there is time for little more than this."""
         shape = self.shape_of(plan)
