@@ -93,3 +93,17 @@ def test_an_engine_draws_from_the_models_distribution(
     flatter = {pair: chance**0.5 for pair, chance in law.items()}
     wrong = {pair: weight / sum(flatter.values()) for pair, weight in flatter.items()}
     assert p_value(found, wrong) < LIKELY, "as many draws can tell a wrong distribution"
+
+
+def test_what_is_learned_of_drafts_leaves_the_distribution_alone(
+    stage: Stage, law: Law, tiny_checkpoint: TinyCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second choice that is right more often than the first is no reason to verify it alone."""
+    llm = engine(stage, **alike(stage, tiny_checkpoint), max_tree_nodes=2)
+    chances = llm.engine._planner.new_chances()
+    assert chances is not None
+    chances[0::2], chances[1::2] = 0.1, 0.9  # first and second choices of each depth
+    monkeypatch.setattr(llm.engine._planner, "new_chances", lambda: chances)
+    found = draws(llm)
+    assert sum(completion.stats.num_accepted_tokens for completion in found) > NUM_DRAWS // 4
+    assert p_value(found, law) > LIKELY
