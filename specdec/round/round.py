@@ -206,7 +206,8 @@ class Round:
         truncated = bool(slots.truncated[chosen].any())
         nucleus = Nucleus.NONE
         if truncated:
-            wide = bool(slots.wide[chosen].any())
+            # a rule that keeps the distribution alone may decide a round that was void otherwise when it comes again
+            wide = not self._rule.per_seed or bool(slots.wide[chosen].any())
             nucleus = (Nucleus.WIDE if wide else Nucleus.NARROW) if self.fixed_shapes else Nucleus.EXACT
         trees, chunk, members = plan.num_nodes, plan.num_chunk, len(plan)
         pages = min(plan.pages, slots.max_pages)

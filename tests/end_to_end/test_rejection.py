@@ -11,6 +11,8 @@ from scipy import stats
 
 from specdec.llm import LLM, Completion
 from specdec.request import Request, SamplingParams
+from specdec.round.sample import draw
+from specdec.round.sample.draw import Nucleus
 from tests.end_to_end.conftest import Stage, TinyCheckpoint, rest, stages
 
 NUM_DRAWS = 1500
@@ -107,3 +109,21 @@ def test_what_is_learned_of_drafts_leaves_the_distribution_alone(
     found = draws(llm)
     assert sum(completion.stats.num_accepted_tokens for completion in found) > NUM_DRAWS // 4
     assert p_value(found, law) > LIKELY
+
+
+def test_no_round_is_void_because_of_what_it_drew(
+    stage: Stage, law: Law, tiny_checkpoint: TinyCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round that is decided again would favour what makes no round void; so filters look at all tokens at once."""
+    monkeypatch.setattr(draw, "NARROW", 2)
+    llm = engine(stage, depth=1, **alike(stage, tiny_checkpoint))
+    shape_of, used = llm.engine._round.shape_of, set[Nucleus]()
+
+    def noted(*arguments: Any) -> Any:
+        shape = shape_of(*arguments)
+        used.add(shape.nucleus)
+        return shape
+
+    monkeypatch.setattr(llm.engine._round, "shape_of", noted)
+    assert p_value(draws(llm), law) > LIKELY
+    assert used == {Nucleus.WIDE if llm.engine._round.fixed_shapes else Nucleus.EXACT}
