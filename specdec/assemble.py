@@ -97,6 +97,7 @@ def build(
     progress: Progress | None = None,
     loaded: LoadedModel | None = None,
     oracle: Mapping[tuple[tuple[int, ...], str], Sequence[int]] | None = None,
+    fixed_shapes: bool | None = None,
 ) -> Assembled:
     """Load what is not loaded yet, prove the row contract on this machine, measure costs, and put the engine together.
 
@@ -105,6 +106,8 @@ def build(
         progress: shows loading and the self-test.
         loaded: the target, when it is in memory already.
         oracle: for the adversarial drafter of tests and benches, see `specdec.drafters.adversarial`.
+        fixed_shapes: see `specdec.round.round.Round`; None: on a GPU, which records its rounds. Tests and benches ask for them
+            on a CPU too.
 
     Raises:
         ConfigError: a setting does not fit the model or the machine.
@@ -122,7 +125,8 @@ def build(
         forward = Forward(model, caches)
         self_test, costs = _measure(Probe(forward, entries, sizes.num_pages), sizes, config, drafters, progress)
         _bind(drafters, caches, len(model.cache_specs), forward.row_multiple)
-        round_ = _round(config, sizes, forward, drafters, entries)
+        fixed = fixed_shapes if fixed_shapes is not None else model.device.type == "cuda"
+        round_ = _round(config, sizes, forward, drafters, entries, fixed)
         planner = _planner(config, sizes, round_, costs)
         if model.device.type == "cuda":
             rehearse(round_, planner, sizes.chunk_tokens, sizes.max_model_len, progress)
@@ -292,7 +296,9 @@ def _bind(drafters: Sequence[Drafter], caches: Caches, first_layer: int, row_mul
         first_layer += len(drafter.cache_specs)
 
 
-def _round(config: EngineConfig, sizes: _Sizes, forward: Forward, drafters: Sequence[Drafter], entries: Entries) -> Round:
+def _round(
+    config: EngineConfig, sizes: _Sizes, forward: Forward, drafters: Sequence[Drafter], entries: Entries, fixed_shapes: bool
+) -> Round:
     model = forward.model
     spare_page = entries.spare // entries.page_size
     slots = Slots(sizes.max_batch, sizes.max_model_len, config.page_size, spare_page, model.config.vocab_size, model.device)
@@ -304,7 +310,7 @@ def _round(config: EngineConfig, sizes: _Sizes, forward: Forward, drafters: Sequ
         entries=entries,
         max_depth=config.max_tree_depth,
         max_chunk=sizes.chunk_tokens,
-        fixed_shapes=model.device.type == "cuda",
+        fixed_shapes=fixed_shapes,
     )
 
 

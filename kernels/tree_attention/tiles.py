@@ -5,13 +5,17 @@ then the tail tiles, which hold chunk and tree positions. Rows on the spine read
 read tiles gathered per leaf, each key in the lane of its absolute position, so that a row's products and sums are the
 ones it would have had decoding alone. The exact maximum over all tiles, exp, and fixed-order sums over tiles follow.
 
+A key that a row must not see has weight 0, but 0 times NaN is NaN. So where a result is not finite, it is computed again
+without the values that are not: a row depends on what it sees alone, whatever else lies in its tiles.
+
 Matrix products keep a row's bits when the row count is a multiple of some small number, which differs from machine to machine
 (`row_block` finds it); every product is padded to that.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -30,7 +34,7 @@ class LeafGroup:
     """Rows off the spine that lie on the path to one leaf, and the tail tiles of that path."""
 
     rows: Tensor  # int64 [n], among the sequence's rows
-    entries: Tensor  # int64 [tail tiles * page size], 0 where no key lies
+    entries: Tensor  # int64 [tail tiles * page size], the leaf's own where no key lies
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ def _leaf_groups(
         rows = candidates[path[np.minimum(depths[candidates], depths[leaf])] == own]
         unclaimed[rows] = False
         before = np.arange(start, base)
-        entries = np.zeros((len(pages) - num_full) * page_size, np.int64)
+        entries = np.full((len(pages) - num_full) * page_size, path[-1])
         entries[: base - start] = pages[before // page_size] * page_size + before % page_size
         entries[base - start : base - start + len(path)] = path
         groups.append(LeafGroup(torch.from_numpy(rows).to(device), torch.from_numpy(entries).to(device)))
@@ -193,17 +197,29 @@ def tree_attention_tiles(
     num_kv = k_pages.shape[1]
     group = num_heads // num_kv
     q_RKGD = q_RHD.view(num_rows, num_kv, group, head_dim)
-    outs = []
-    for plan in plans:
-        most_rows = max(_ROW_BLOCKS[-1], MAX_SCORES // (len(plan.pages) * num_heads * k_pages.shape[2]))
-        for block in _row_blocks(plan, most_rows):
-            rows = q_RKGD[plan.row_start + block.start : plan.row_start + block.stop]
-            outs.append(_sequence(rows, k_pages, v_pages, plan, block, scale, window, softcap))
-    done = sum(plan.num_rows for plan in plans)
-    if done < num_rows:
-        outs.append(outs[0].new_zeros(num_rows - done, num_heads, head_dim))
-    out = outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def attend(clean: bool) -> Tensor:
+        outs = [
+            _sequence(rows, k_pages, v_pages, plan, block, scale, window, softcap, clean)
+            for plan, block, rows in _blocks(q_RKGD, plans, num_heads * k_pages.shape[2])
+        ]
+        done = sum(plan.num_rows for plan in plans)
+        if done < num_rows:
+            outs.append(outs[0].new_zeros(num_rows - done, num_heads, head_dim))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    out = attend(clean=False)
+    if not bool(out.sum().isfinite()):
+        out = attend(clean=True)
     return out.to(q_RHD.dtype)
+
+
+def _blocks(q_RKGD: Tensor, plans: Sequence[TilePlan], scores: int) -> Iterator[tuple[TilePlan, slice, Tensor]]:
+    """Blocks of rows that are computed together, and their queries. scores: of a row and a tile."""
+    for plan in plans:
+        most_rows = max(_ROW_BLOCKS[-1], MAX_SCORES // (len(plan.pages) * scores))
+        for block in _row_blocks(plan, most_rows):
+            yield plan, block, q_RKGD[plan.row_start + block.start : plan.row_start + block.stop]
 
 
 def _row_blocks(plan: TilePlan, most_rows: int) -> list[slice]:
@@ -223,8 +239,9 @@ def _sequence(
     scale: float,
     window: int | None,
     softcap: float | None,
+    clean: bool,
 ) -> Tensor:
-    """Attention of the rows `block` of one sequence: float32 [rows, heads, head_dim]."""
+    """Attention of the rows `block` of one sequence: float32 [rows, heads, head_dim]. clean: see `_weigh`."""
     rows, num_kv, group, head_dim = q_RKGD.shape
     page_size, num_tiles = k_pages.shape[2], len(plan.pages)
     k, v = _cached(k_pages, plan), _cached(v_pages, plan)  # [tiles, K, page, D]
@@ -250,18 +267,29 @@ def _sequence(
     top = scores.amax(-1, keepdim=True).amax(0)  # [K, M, 1]
     weights = scores.sub_(top).exp_()
     if chain == in_block:
-        parts = torch.matmul(weights, v)  # [tiles, K, M, D]
+        parts = _weigh(torch.matmul, weights, v, clean)  # [tiles, K, M, D]
     else:
         parts = q_KMD.new_zeros(num_tiles, num_kv, q_KMD.shape[1], head_dim)
-        parts[:full] = torch.matmul(weights[:full], v[:full])
+        product = partial(_product, head_dim=head_dim)
+        parts[:full] = _weigh(torch.matmul, weights[:full], v[:full], clean)
         if chain:
-            parts[full:, :, : chain * group] = _product(weights[full:, :, : chain * group], v[full:], head_dim)
+            parts[full:, :, : chain * group] = _weigh(product, weights[full:, :, : chain * group], v[full:], clean)
         for leaf in plan.leaves:
             lanes = _lanes(leaf.rows - block.start, group)
-            parts[full:, :, lanes] = _product(weights[full:, :, lanes], _tail(v_pages, leaf, page_size), head_dim)
+            parts[full:, :, lanes] = _weigh(product, weights[full:, :, lanes], _tail(v_pages, leaf, page_size), clean)
     # over tiles first: torch sums columns that do not fill a vector in another order, and here all columns do
     out = parts.sum(0) / weights.sum(0).sum(-1, keepdim=True)
     return out[:, : rows * group].view(num_kv, rows, group, head_dim).transpose(0, 1).reshape(rows, num_kv * group, head_dim)
+
+
+def _weigh(product: Callable[[Tensor, Tensor], Tensor], weights: Tensor, values: Tensor, clean: bool) -> Tensor:
+    """[tiles, K, M, D]: weights [tiles, K, M, page] times values [tiles, K, page, D]. clean: values that are not finite count
+    where their weight is not 0 alone, with NaN."""
+    if not clean:
+        return product(weights, values)
+    bad = ~values.isfinite()
+    seen = ((weights > 0) & bad.any(-1)[..., None, :]).any(-1, keepdim=True)
+    return product(weights, values.masked_fill(bad, 0.0)).masked_fill(seen, torch.nan)
 
 
 def _cached(pages: Tensor, plan: TilePlan) -> Tensor:

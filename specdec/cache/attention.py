@@ -81,12 +81,6 @@ class AttentionCache:
     def enter(self, slot: int, position: int, mark: int | None) -> None:
         """Nothing: pages are all that a prefix has."""
 
-    def scrub(self, pages: Sequence[int]) -> None:
-        """See `CacheKind.scrub`. A masked NaN would still spoil a product."""
-        index = torch.as_tensor(list(pages), dtype=torch.int64)
-        for store in self._stores:
-            store[:, index.to(store.device)] = 0
-
 
 @dataclass(frozen=True, slots=True)
 class AttentionView:

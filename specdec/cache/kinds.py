@@ -77,10 +77,6 @@ class CacheKind(Protocol):
         """A sequence takes a slot; its first `position` positions are known, their state kept as `mark`."""
         ...
 
-    def scrub(self, pages: Sequence[int]) -> None:
-        """Zero what these pages hold, which may be values that are not finite."""
-        ...
-
 
 class Caches:
     """What all layers keep: the target's, and behind them those of drafters.
@@ -131,11 +127,6 @@ class Caches:
         """See `CacheKind.enter`."""
         for kind in self._kinds:
             kind.enter(slot, position, mark)
-
-    def scrub(self, pages: Sequence[int]) -> None:
-        """See `CacheKind.scrub`."""
-        for kind in self._kinds:
-            kind.scrub(pages)
 
 
 def page_bytes(specs: Sequence[CacheSpec], page_size: int, dtype: torch.dtype) -> int:

@@ -26,7 +26,9 @@ class ConfidenceKinds:
         edges = np.array([0.0, *_EDGES, 1.0])
         classes = (edges[1:] + edges[:-1]) / 2 if told else np.full(1, np.nan)
         priors = np.where(np.isnan(classes), priors_R[:, None], classes)  # [R, B]
-        self.kinds = CandidateKinds(np.tile(priors.ravel(), depth), np.zeros(depth * priors.size, np.int64))
+        ranks = np.arange(depth * priors.size) % priors.size
+        elders = None if told else np.where(ranks > 0, np.arange(depth * priors.size) - 1, -1)
+        self.kinds = CandidateKinds(np.tile(priors.ravel(), depth), np.zeros(depth * priors.size, np.int64), elders)
         self._ranks, self._classes = priors.shape
         self._told = told
         self._columns: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}

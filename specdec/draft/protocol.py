@@ -33,11 +33,13 @@ class CandidateKinds:
     """What a drafter tells apart among its candidates: depth, rank, confidence, whatever foretells whether they are right.
 
     priors_X: float64, the chance that a candidate of each kind is right, given that all above it are, before any was seen.
-    sources_X: int64, which of the drafter's names each kind counts for.
+    sources_X: int64, which of the drafter's names each kind counts for. elders_X: int64, of a drafter that samples: the kind of
+    the sibling that is drawn right before, without which a tree may not have this one; -1 for none.
     """
 
     priors_X: FloatArray
     sources_X: IntArray
+    elders_X: IntArray | None = None
 
     @staticmethod
     def alike(prior: float) -> "CandidateKinds":

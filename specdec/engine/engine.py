@@ -114,8 +114,9 @@ class Engine:
     def abort(self, request_id: str) -> None:
         """End a request before its next round; unknown ids are ignored, since it may just have ended."""
         with self._wakeup:
-            self._aborted.append(request_id)
-            self._wakeup.notify_all()
+            if request_id in self._known_ids:
+                self._aborted.append(request_id)
+                self._wakeup.notify_all()
 
     def wait(self, timeout: float) -> None:
         """Block until there may be work, for at most `timeout` seconds."""
@@ -221,8 +222,7 @@ class Engine:
 
     def _welcome(self) -> None:
         """Sequences that were admitted enter their slots."""
-        admitted, self._scheduler.admitted = self._scheduler.admitted, []
-        for sequence, mark in admitted:
+        for sequence, mark in self._scheduler.admitted:
             if sequence.slot == NO_SLOT:
                 continue
             occupant = Occupant(
@@ -240,6 +240,7 @@ class Engine:
             if not sequence.admitted:
                 sequence.admitted = True
                 self.metrics.on_start(sequence)
+        self._scheduler.admitted.clear()
 
     def _allowed(self, sequence: Sequence) -> int:
         """Bits of the drafters that the sequence may use."""
@@ -328,7 +329,6 @@ class Engine:
         """A round was void: where its nucleus was too wide for the round, the next one knows; else nothing helps."""
         if nucleus is Nucleus.NARROW and self._round.widen(sequence.slot):
             return
-        self._round.scrub(sequence.pages)
         self._scheduler.spoil(sequence.pages)
         self._fail(sequence, _NOT_FINITE)
 
@@ -355,13 +355,15 @@ class Engine:
             self._deliver(sequence, result)
 
     def _fail_round(self, turns: Iterable[Turn], message: str) -> None:
-        """Whatever was underway is lost with the round."""
-        lost = [*turns, *(turn for round_ in self._underway for turn in round_)]
+        """Whatever was underway is lost with the round, and who was admitted but may not have entered a slot."""
+        rounds = [*turns, *(turn for round_ in self._underway for turn in round_)]
+        lost = [turn.sequence for turn in rounds if turn.sequence.epoch == turn.epoch]
+        lost += [sequence for sequence, _ in self._scheduler.admitted if sequence.slot != NO_SLOT]
+        self._scheduler.admitted.clear()
         self._underway.clear()
         self._round.discard()
-        for turn in lost:
-            if turn.sequence.epoch == turn.epoch:
-                self._fail(turn.sequence, message)
+        for sequence in lost:
+            self._fail(sequence, message)
 
     def _report(self) -> None:
         self.metrics.on_round()

@@ -19,28 +19,34 @@ from specdec.round.plan import PlanTables, RoundShape
 from specdec.round.sample.draw import Nucleus, Sampling, truncated
 from specdec.round.transfer import write
 
+_ALIKE = 1e-4  # chances that differ by a smaller share might change places where they are rounded
+
 
 @dataclass(frozen=True, slots=True)
 class DraftNames:
     """How the kinds of all drafters are numbered: each drafter's follow those of the one before, and so do their names.
 
-    names: of all drafters. priors_X, sources_X: see `CandidateKinds`, sources as places in `names`.
+    names: of all drafters. priors_X, sources_X, elders_X: see `CandidateKinds`, sources as places in `names`.
     """
 
     names: tuple[str, ...]
     priors_X: FloatArray
     sources_X: IntArray
+    elders_X: IntArray
 
     @staticmethod
     def of(drafters: Sequence[Drafter]) -> "DraftNames":
         """Of drafters in order."""
         names: list[str] = []
-        priors, sources = [np.zeros(0)], [np.zeros(0, np.int64)]
+        priors, sources, elders = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for drafter in drafters:
-            priors.append(drafter.kinds.priors_X)
-            sources.append(drafter.kinds.sources_X + len(names))
+            kinds = drafter.kinds
+            own = kinds.elders_X if kinds.elders_X is not None else np.full(len(kinds.priors_X), -1)
+            elders.append(np.where(own >= 0, own + sum(map(len, priors)), -1))
+            priors.append(kinds.priors_X)
+            sources.append(kinds.sources_X + len(names))
             names += drafter.names
-        return DraftNames(tuple(names), np.concatenate(priors), np.concatenate(sources))
+        return DraftNames(tuple(names), np.concatenate(priors), np.concatenate(sources), np.concatenate(elders))
 
 
 class Drafting:
@@ -62,7 +68,16 @@ class Drafting:
         self._firsts = firsts.tolist()
 
     def set_chances(self, chances_X: FloatArray) -> None:
-        """How likely each kind is right, as has been learned; what is underway still reads the old ones."""
+        """How likely each kind is right, as has been learned; what is underway still reads the old ones.
+
+        No sampled candidate counts for more than the sibling that was drawn before it: where a tree has the later one alone,
+        that was not drawn from the law that is stated.
+        """
+        chances_X = chances_X.copy()
+        for kind in np.flatnonzero(self.names.elders_X >= 0).tolist():  # elders come first
+            elder = chances_X[self.names.elders_X[kind]]
+            if chances_X[kind] > elder * (1.0 - _ALIKE):
+                chances_X[kind] = elder
         write(self._chances_X, chances_X.astype(np.float32))
 
     def trees(

@@ -168,11 +168,6 @@ class Round:
         self.drafting.set_chances(chances_X)
 
     @torch.inference_mode()
-    def scrub(self, pages: Sequence[int]) -> None:
-        """See `CacheKind.scrub`."""
-        self.caches.scrub(pages)
-
-    @torch.inference_mode()
     def enqueue(self, plan: RoundPlan) -> None:
         """One more round. Between two rounds of a small model there is time for little more than this."""
         shape, firsts = self._tabled(plan)
@@ -221,7 +216,9 @@ class Round:
         needs = Needs(int(np.bitwise_or.reduce(slots.needs[plan.slots])))
         nucleus = Nucleus.NONE
         if Needs.TRUNCATED in needs:
-            nucleus = (Nucleus.WIDE if Needs.WIDE in needs else Nucleus.NARROW) if self.fixed_shapes else Nucleus.EXACT
+            # a rule that keeps the distribution alone may decide a round that was void otherwise when it comes again
+            wide = not self._rule.per_seed or Needs.WIDE in needs
+            nucleus = (Nucleus.WIDE if wide else Nucleus.NARROW) if self.fixed_shapes else Nucleus.EXACT
         trees, chunk, members = plan.num_nodes, plan.num_chunk, len(plan)
         pages = min(plan.pages, slots.max_pages)
         if self.fixed_shapes:

@@ -1,199 +1,166 @@
-"""The engine on tiny models: the same bits however a request is served, and nobody else's trouble."""
+"""The engine on tiny models: the same bits however a request is served."""
 
-import itertools
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from specdec import assemble
-from specdec.cache.attention import KVPool, cache_dtype
-from specdec.config import EngineConfig
 from specdec.errors import RequestError, RoundError
-from specdec.llm import LLM, Completion
+from specdec.llm import Completion
 from specdec.request import FinishReason, Request, RequestOutput, SamplingParams, SpeculationParams
+from specdec.round.sample import draw
+from tests.end_to_end.conftest import ALL_DRAFTERS, LONG, Pool, Stage, TinyCheckpoint, content, hold, rest, traffic
 
-TinyCheckpoint = Callable[..., Path]
-LONG = tuple((i * 7) % 250 + 3 for i in range(70))
-PROMPTS = (LONG, (*LONG[:33], 9, 8, 7), (5,), tuple(range(10, 50)), (*LONG[:48], 200))
-SAMPLINGS: tuple[dict[str, Any], ...] = (
-    {"temperature": 0.0},
-    {"temperature": 0.7, "seed": 1},
-    {"temperature": 1.0, "seed": 2},
-    {"temperature": 1.0, "seed": 3, "top_k": 20, "top_p": 0.9, "min_p": 0.02},
-    {"temperature": 0.8, "seed": 4, "repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.3},
-    {"temperature": 0.0, "frequency_penalty": 1.0, "logit_bias": {7: 3.0, 8: -100.0}, "min_tokens": 12},
-)
+DEPTHS = (0, 1, 2)
 
 
-ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-FAMILIES = [
-    pytest.param((family, device), id=f"{family} {device}", marks=ON_GPU if device == "cuda" else [])
-    for device in ("cpu", "cuda")
-    for family in ("llama", "qwen3_moe")
-]
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def loaded(request: pytest.FixtureRequest, tiny_checkpoint: TinyCheckpoint) -> assemble.LoadedModel:
-    family, device = request.param
-    dtype = "float32" if device == "cpu" else "bfloat16"
-    return assemble.load(EngineConfig(model=str(tiny_checkpoint(family)), dtype=dtype, device=device))
-
-
-def page_size(loaded: assemble.LoadedModel) -> int:
-    return 16 if loaded.model.device.type == "cpu" else 64
-
-
-def config(loaded: assemble.LoadedModel, **fields: Any) -> EngineConfig:
-    defaults: dict[str, Any] = {"page_size": page_size(loaded), "cache_gb": 0.01, "drafters": (), "device_loop": False}
-    device = loaded.model.device.type
-    return EngineConfig(
-        model=loaded.name, dtype="float32" if device == "cpu" else "bfloat16", device=device, **defaults | fields
-    )
-
-
-def llm(loaded: assemble.LoadedModel, oracle: dict[str, Sequence[int]] | None = None, **fields: Any) -> LLM:
-    return LLM(assemble.build(config(loaded, **fields), loaded=loaded, oracle=oracle))
-
-
-def requests(max_tokens: int = 24) -> list[Request]:
-    return [
-        Request(
-            request_id=f"{p}-{s}",
-            prompt_ids=prompt,
-            sampling=SamplingParams(max_tokens=max_tokens, logprobs=2, **{"ignore_eos": s % 2 == 0} | sampling),
-            prediction_ids=prompt[:20],
-        )
-        for (p, prompt), (s, sampling) in itertools.product(enumerate(PROMPTS), enumerate(SAMPLINGS))
-    ]
-
-
-def content(completion: Completion) -> tuple[object, ...]:
-    return completion.token_ids, completion.text, completion.logprobs, completion.finish_reason, completion.stop_reason
-
-
-@pytest.fixture(scope="module")
-def expected(loaded: assemble.LoadedModel) -> dict[str, Completion]:
-    """Every request alone, without speculation, prefix cache or chunks."""
-    alone = llm(loaded, max_batch=1, prefix_cache=False, chunk_tokens=1000)
-    found = {request.request_id: alone.generate([request])[0] for request in requests()}
-    assert len({tuple(done.token_ids) for done in found.values()}) > len(found) // 2, "the requests differ"
-    return found
-
-
-def oracle_of(expected: dict[str, Completion]) -> dict[str, Sequence[int]]:
-    return {name: done.token_ids for name, done in expected.items()}
-
-
+@pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize(
     "fields",
     [
-        {"drafters": ()},
-        {"drafters": ("adversarial",), "adaptive": False, "max_batch": 1},
-        {"drafters": ("adversarial",), "adaptive": False},
+        {},
+        {"drafters": ("ngram",), "adaptive": False},
+        {"drafters": ("suffix",), "adaptive": False},
+        {"drafters": ("prediction",), "adaptive": False},
         {"drafters": ("adversarial",), "adaptive": False, "chunk_tokens": 7},
-        {"drafters": ("ngram", "suffix", "prediction", "adversarial"), "max_tree_nodes": 24, "adaptive": False},
+        {"drafters": ("adversarial",), "adaptive": False, "prefix_cache": False, "max_tree_nodes": 5, "max_batch": 1},
+        {"drafters": ALL_DRAFTERS, "adaptive": False, "max_tree_nodes": 24},
         {"drafters": ("ngram", "suffix", "prediction")},
-        {"drafters": ("adversarial",), "adaptive": False, "prefix_cache": False, "max_tree_nodes": 5},
     ],
-    ids=["batched", "trees alone", "trees batched", "chunks of 7", "all drafters", "planned", "no prefix cache"],
+    ids=["plain", "ngram", "suffix", "prediction", "trees, chunks of 7", "trees alone, no prefix cache", "all", "planned"],
 )
-def test_nothing_changes_a_bit(loaded: assemble.LoadedModel, expected: dict[str, Completion], fields: dict[str, Any]) -> None:
-    engine = llm(loaded, oracle=oracle_of(expected), **fields)
-    for _again in range(2):  # the second time the prefixes are cached
-        done = engine.generate(requests())
+def test_nothing_changes_a_bit(stage: Stage, pool: Pool, fields: dict[str, Any], depth: int) -> None:
+    """The second time, prefixes are cached and answers are known to the suffix library."""
+    llm = stage.llm(pool.oracle, depth=depth, **fields)
+    asked = pool.requests[depth::3] if fields else pool.requests
+    for _again in range(2):
+        done = llm.generate(asked)
         for found in done:
-            assert content(found) == content(expected[found.request_id]), found.request_id
-        engine.engine.check()
-    status = engine.engine.status()
-    assert (status.num_running, status.num_waiting, status.pages_used) == (0, 0, 0)
-    if "adversarial" in fields["drafters"]:
-        accepted = sum(found.stats.num_accepted_tokens for found in done)
-        drafted = sum(found.stats.num_draft_tokens for found in done)
+            hold(found, pool.expected[found.request_id])
+        rest(llm)
+    accepted, drafted = (
+        sum(values)
+        for values in zip(*((found.stats.num_accepted_tokens, found.stats.num_draft_tokens) for found in done), strict=True)
+    )
+    if fields:
         assert 0 < accepted < drafted
     if fields.get("prefix_cache", True):
         assert any(found.num_cached_tokens for found in done)
 
 
+@pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("prefix_cache", [False, True])
-def test_preemption_changes_no_bit(loaded: assemble.LoadedModel, prefix_cache: bool) -> None:
+def test_preemption_changes_no_bit(stage: Stage, prefix_cache: bool, depth: int) -> None:
     """Answers outgrow their pages by more than the one that admission leaves to each."""
-    model, size = loaded.model, page_size(loaded)
-    asked = requests(max_tokens=3 * size)[::2]
-    alone = llm(loaded, max_batch=1, prefix_cache=False, chunk_tokens=1000)
-    expected = [alone.generate([request])[0] for request in asked]
-    page_bytes = KVPool.page_bytes(model.cache_specs, size, cache_dtype(model.dtype, model.device))
-    num_pages = -(-(len(LONG) + 3 * size) // size) + 3
-    tight = llm(loaded, cache_gb=page_bytes * (num_pages + 0.01) / 1e9, prefix_cache=prefix_cache)
-    for found, wanted in zip(tight.generate(asked), expected, strict=True):
-        assert content(found) == content(wanted), found.request_id
-    assert tight.engine.status().num_preemptions > 0
-    tight.engine.check()
+    size = stage.page_size
+    samplings: list[dict[str, Any]] = [{"temperature": 0.0}, {"seed": 2, "presence_penalty": 0.4}, {"seed": 3, "top_p": 0.9}]
+    asked = [
+        Request(request_id=f"{p}-{s}", prompt_ids=prompt, sampling=SamplingParams(max_tokens=3 * size, **sampling))
+        for p, prompt in enumerate((LONG[: 2 * size], (5,)))
+        for s, sampling in enumerate(samplings)
+    ]
+    plain = Pool.answers(stage.plain(), asked)
+    for drafters in ((), ("adversarial",)):
+        tight = stage.llm(pages=8, prefix_cache=prefix_cache, depth=depth, drafters=drafters, adaptive=False)
+        for found in tight.generate(asked):
+            hold(found, plain[found.request_id])
+        assert tight.engine.status().num_preemptions > 0
+        rest(tight)
 
 
-def test_a_draft_model_changes_no_bit(
-    loaded: assemble.LoadedModel, expected: dict[str, Completion], tiny_checkpoint: TinyCheckpoint
-) -> None:
-    for folder, accepts in ((loaded.name, True), (str(tiny_checkpoint("llama", seed=9)), False)):
-        engine = llm(loaded, drafters=("draft-model",), draft_model=folder, adaptive=False)
-        done = engine.generate(requests())
-        for found in done:
-            assert content(found) == content(expected[found.request_id]), found.request_id
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_draft_model_changes_no_bit(stage: Stage, pool: Pool, tiny_checkpoint: TinyCheckpoint, depth: int) -> None:
+    for folder, accepts in ((stage.loaded.name, True), (str(tiny_checkpoint("llama", 9, num_hidden_layers=2)), False)):
+        fields = {"drafters": ("draft-model",), "draft_model": folder, "adaptive": False, "chunk_tokens": 33}
+        llm = stage.llm(pool.oracle, depth=depth, **fields)
+        for _again in range(2):
+            done = llm.generate(pool.requests[:: 2 if accepts else 5])
+            for found in done:
+                hold(found, pool.expected[found.request_id])
         rate = sum(f.stats.num_accepted_tokens for f in done) / sum(f.stats.num_steps for f in done)
         assert rate > 1.0 or not accepts, "the target as its own draft model is mostly right"
+        rest(llm)
 
 
-def test_rejection_emits_greedy_tokens_too(loaded: assemble.LoadedModel, expected: dict[str, Completion]) -> None:
-    engine = llm(loaded, oracle_of(expected), drafters=("adversarial",), adaptive=False, acceptance="rejection")
-    greedy = [request for request in requests() if request.sampling.greedy]
-    for found in engine.generate(greedy):
-        assert found.token_ids == expected[found.request_id].token_ids
+@pytest.mark.parametrize("depth", [0, 1])
+def test_rejection_emits_greedy_tokens_too(stage: Stage, pool: Pool, depth: int) -> None:
+    greedy = [request for request in pool.requests if request.sampling.greedy]
+    for fields in ({"drafters": ALL_DRAFTERS}, {"drafters": ("draft-model",), "draft_model": stage.loaded.name}):
+        llm = stage.llm(pool.oracle, adaptive=False, acceptance="rejection", depth=depth, **fields)
+        for found in llm.generate(greedy):
+            assert content(found) == content(pool.expected[found.request_id])
+        rest(llm)
 
 
-def test_speculation_can_be_switched_off_or_narrowed_per_request(loaded: assemble.LoadedModel) -> None:
-    engine = llm(loaded, drafters=("ngram", "adversarial"), adaptive=False)
-    base = requests()[0]
-    for name, wish in (
-        ("off", SpeculationParams(enabled=False)),
-        ("one", SpeculationParams(drafter="adversarial")),
-        ("few", SpeculationParams(max_nodes=2)),
-    ):
-        stats = engine.generate([replace(base, request_id=name, speculation=wish)])[0].stats
-        if name == "off":
-            assert stats.num_draft_tokens == 0
-        elif name == "one":
-            assert set(stats.drafted_by_drafter) == {"adversarial"}
-        else:
-            assert 0 < stats.num_draft_tokens <= stats.num_steps
+@pytest.mark.parametrize("depth", [0, 1])
+def test_trees_of_uneven_size_fill_a_round(stage: Stage, depth: int) -> None:
+    """One sequence may have a tree of 64 nodes, another a smaller one: the rows that are left over are shared out."""
+    asked = [
+        Request(request_id=f"{tokens}", prompt_ids=(5, tokens), sampling=SamplingParams(max_tokens=tokens, ignore_eos=True))
+        for tokens in (70, 41)
+    ]
+    plain = Pool.answers(stage.plain(), asked)
+    oracle = Pool.oracle_of(asked, plain)
+    llm = stage.llm(oracle, drafters=("adversarial",), adaptive=False, max_tree_nodes=64, depth=depth)
+    for found in llm.generate(asked):
+        hold(found, plain[found.request_id])
+    rest(llm)
 
 
-def test_statistics_add_up(loaded: assemble.LoadedModel, expected: dict[str, Completion]) -> None:
-    engine = llm(loaded, oracle_of(expected), drafters=("adversarial",), adaptive=False)
-    for found in engine.generate(requests()):
-        stats = found.stats
-        assert sum(stats.accepted_histogram) == stats.num_steps
-        assert sum(i * n for i, n in enumerate(stats.accepted_histogram)) == stats.num_accepted_tokens
-        assert sum(stats.accepted_by_depth) == stats.num_accepted_tokens
-        assert sum(stats.drafted_by_drafter.values()) == stats.num_draft_tokens
-        assert stats.num_steps + stats.num_accepted_tokens - len(found.token_ids) in (0, 1), "the last step may lack its bonus"
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_nucleus_of_many_tokens_changes_no_bit(stage: Stage, pool: Pool, monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
+    """Where shapes are fixed, a few tokens are looked at first, and rows that need more are void for once."""
+    monkeypatch.setattr(draw, "NARROW", 3)
+    for fields in ({}, {"drafters": ("adversarial",), "adaptive": False}):
+        llm = stage.llm(pool.oracle, depth=depth, **fields)
+        for found in llm.generate(pool.requests):
+            hold(found, pool.expected[found.request_id])
+        rest(llm)
 
 
-def test_stop_tokens_stop_strings_and_lengths(loaded: assemble.LoadedModel, expected: dict[str, Completion]) -> None:
-    engine = llm(loaded, oracle_of(expected), drafters=("adversarial",), adaptive=False)
-    base = requests()[0]
-    whole = expected[base.request_id]
+def test_speculation_can_be_switched_off_or_narrowed_per_request(stage: Stage, pool: Pool) -> None:
+    """Beside one that drafts as it likes."""
+    llm = stage.llm(pool.oracle, drafters=("ngram", "adversarial"), adaptive=False)
+    base = pool.ordinary[0]
+    wishes = {
+        "off": SpeculationParams(enabled=False),
+        "one": SpeculationParams(drafter="adversarial"),
+        "other": SpeculationParams(drafter="ngram"),
+        "few": SpeculationParams(max_nodes=2),
+        "all": SpeculationParams(),
+    }
+    done = llm.generate([replace(base, request_id=name, speculation=wish) for name, wish in wishes.items()])
+    stats = {found.request_id: found.stats for found in done}
+    for found in done:
+        hold(found, pool.expected[base.request_id])
+    assert stats["off"].num_draft_tokens == 0
+    assert set(stats["one"].drafted_by_drafter) == {"adversarial"}
+    assert set(stats["other"].drafted_by_drafter) == {"ngram"}
+    assert 0 < stats["few"].num_draft_tokens <= stats["few"].num_steps
+    assert "adversarial" in stats["all"].drafted_by_drafter
+
+
+def test_earlier_answers_are_drafted_from(stage: Stage, pool: Pool) -> None:
+    llm = stage.llm(drafters=("ngram", "suffix"), adaptive=False, max_batch=1)
+    first, again = (llm.generate([replace(pool.ordinary[8], request_id=name)])[0] for name in ("first", "again"))
+    assert content(again) == content(first)
+    assert again.stats.accepted_by_drafter["suffix"] > 0
+    assert again.stats.num_steps < first.stats.num_steps
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_stop_tokens_stop_strings_and_lengths(stage: Stage, pool: Pool, depth: int) -> None:
+    """The drafts go on behind the end, and some are accepted there."""
+    llm = stage.llm(pool.oracle, drafters=("adversarial",), adaptive=False, depth=depth)
+    base = next(request for request in pool.ordinary if len(set(pool.expected[request.request_id].token_ids[:9])) == 9)
+    whole = pool.expected[base.request_id]
     token = whole.token_ids[6]
-    first = whole.token_ids.index(token)
 
     def run(name: str, **fields: Any) -> Completion:
-        return engine.generate([replace(base, request_id=name, sampling=replace(base.sampling, **fields))])[0]
+        return llm.generate([replace(base, request_id=name, sampling=replace(base.sampling, **fields))])[0]
 
     stopped = run("token", stop_token_ids=(token,))
-    assert stopped.token_ids == whole.token_ids[: first + 1]
+    assert stopped.token_ids == whole.token_ids[:7]
     assert (stopped.finish_reason, stopped.stop_reason) == (FinishReason.STOP, token)
     text = whole.text[4:7]
     stopped = run("string", stop=(text,))
@@ -203,9 +170,10 @@ def test_stop_tokens_stop_strings_and_lengths(loaded: assemble.LoadedModel, expe
     short = run("length", max_tokens=5)
     assert short.token_ids == whole.token_ids[:5]
     assert short.finish_reason is FinishReason.LENGTH
-    late = run("min", stop_token_ids=(token,), min_tokens=first + 2)
-    assert len(late.token_ids) >= first + 2
-    assert token not in late.token_ids[: first + 1]
+    late = run("min", stop_token_ids=(token,), min_tokens=9)
+    assert len(late.token_ids) >= 9
+    assert token not in late.token_ids[:8]
+    rest(llm)
 
 
 @pytest.mark.parametrize(
@@ -214,91 +182,116 @@ def test_stop_tokens_stop_strings_and_lengths(loaded: assemble.LoadedModel, expe
         ({"prompt_ids": (1,) * 600}, "prompt", "600"),
         ({"sampling": SamplingParams(max_tokens=5000)}, "max_tokens", "5000"),
         ({"prompt_ids": (999_999,)}, "prompt", "999999"),
+        ({"prediction_ids": (999_999,)}, "prediction", "999999"),
         ({"sampling": SamplingParams(logit_bias={999_999: 1.0})}, "logit_bias", "999999"),
         ({"sampling": SamplingParams(stop_token_ids=(999_999,))}, "stop_token_ids", "999999"),
         ({"speculation": SpeculationParams(drafter="eagle")}, "speculative.drafter", "eagle"),
     ],
 )
-def test_what_can_never_be_served_is_refused(
-    loaded: assemble.LoadedModel, fields: dict[str, Any], param: str, words: str
-) -> None:
-    engine = llm(loaded)
+def test_what_can_never_be_served_is_refused(stage: Stage, pool: Pool, fields: dict[str, Any], param: str, words: str) -> None:
+    llm = stage.llm()
     with pytest.raises(RequestError, match=words) as caught:
-        engine.generate([replace(requests()[0], **fields)])
+        llm.generate([replace(pool.ordinary[0], **fields)])
     assert caught.value.param == param
-    assert not engine.engine.has_work
+    rest(llm)
 
 
-def test_abort_frees_pages_before_the_next_round(loaded: assemble.LoadedModel) -> None:
-    engine = llm(loaded).engine
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_abort_frees_pages_before_the_next_round(stage: Stage, pool: Pool, depth: int) -> None:
+    engine = stage.llm(depth=depth).engine
     outputs: list[RequestOutput] = []
-    for request in requests()[:3]:
+    for request in pool.ordinary[:3]:
         engine.submit(request, outputs.append)
-    for _ in range(3):
+    for _ in range(3 + depth):
         engine.step()
     assert engine.status().pages_used > 0
-    for request in requests()[:3]:
+    for request in pool.ordinary[:3]:
         engine.abort(request.request_id)
     engine.abort("never heard of")
-    assert not engine.step()
+    engine.step()
     assert engine.status().pages_used == 0
     assert [o.finish_reason for o in outputs[-3:]] == [FinishReason.ABORT] * 3
     engine.check()
+    assert not engine.has_work, "what was underway for them is read, and void"
 
 
-def test_a_failing_round_fails_its_requests_and_no_others(
-    loaded: assemble.LoadedModel, expected: dict[str, Completion], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = llm(loaded, drafters=("ngram",))
-    first, second = requests()[:2]
-    with monkeypatch.context() as broken:
-        broken.setattr(engine.engine._runner, "forward", lambda rows: 1 / 0)
-        with pytest.raises(RoundError, match="division"):
-            engine.generate([first])
-    assert content(engine.generate([second])[0]) == content(expected[second.request_id])
-    engine.engine.check()
+def test_an_abort_that_comes_too_late_is_not_kept_for_the_next_of_that_name(stage: Stage, pool: Pool) -> None:
+    llm, request = stage.llm(), pool.ordinary[1]
+    llm.generate([request])
+    llm.engine.abort(request.request_id)
+    hold(llm.generate([request])[0], pool.expected[request.request_id])
 
 
-def test_logits_that_are_not_finite_fail_their_request_only(
-    loaded: assemble.LoadedModel, expected: dict[str, Completion], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = llm(loaded)
-    poisoned, healthy = requests()[0], requests()[6]
-    outputs: dict[str, list[RequestOutput]] = {poisoned.request_id: [], healthy.request_id: []}
-    logits = loaded.model.logits
-    rounds = itertools.count()
-
-    def nan_once(hidden: torch.Tensor) -> torch.Tensor:
-        found = logits(hidden)
-        if next(rounds) == 3:
-            found[0, 5] = torch.nan
-        return found
-
-    monkeypatch.setattr(loaded.model, "logits", nan_once)
-    for request in (poisoned, healthy):
-        engine.engine.submit(request, outputs[request.request_id].append)
-    while engine.engine.step():
-        pass
-    last = outputs[poisoned.request_id][-1]
-    assert last.finish_reason is FinishReason.ERROR
-    assert "not finite" in (last.error or "")
-    tokens = [token for output in outputs[healthy.request_id] for token in output.token_ids]
-    assert tokens == expected[healthy.request_id].token_ids
-    assert engine.engine.status().pages_used == 0
-
-
-def test_a_request_id_is_used_once_at_a_time(loaded: assemble.LoadedModel) -> None:
-    engine = llm(loaded)
-    request = requests()[0]
+def test_a_request_id_is_used_once_at_a_time(stage: Stage, pool: Pool) -> None:
+    llm, request = stage.llm(depth=1), pool.ordinary[0]
     with pytest.raises(RequestError, match="in use"):
-        engine.generate([request, request])
-    assert len(engine.generate([request])[0].token_ids) > 0
+        llm.generate([request, request])
+    hold(llm.generate([request])[0], pool.expected[request.request_id])
 
 
-def test_a_request_id_that_comes_again_keeps_nothing_of_the_last_one(
-    loaded: assemble.LoadedModel, expected: dict[str, Completion]
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_request_id_that_comes_again_keeps_nothing_of_the_last_one(stage: Stage, pool: Pool, depth: int) -> None:
+    llm = stage.llm(prefix_cache=False, depth=depth, max_batch=1)
+    for request in pool.requests:
+        found = llm.generate([replace(request, request_id="the same")])[0]
+        assert content(found) == content(pool.expected[request.request_id]), request.request_id
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_failing_round_fails_its_requests_and_no_others(
+    stage: Stage, pool: Pool, monkeypatch: pytest.MonkeyPatch, depth: int
 ) -> None:
-    engine = llm(loaded, prefix_cache=False)
-    for request in requests()[: len(SAMPLINGS)]:
-        found = engine.generate([replace(request, request_id="the same")])[0]
-        assert content(found) == content(expected[request.request_id]), request.request_id
+    llm = stage.llm(drafters=("ngram",), depth=depth)
+    first, second = pool.ordinary[:2]
+    with monkeypatch.context() as broken:
+        broken.setattr(llm.engine._round, "enqueue", lambda plan: 1 / 0)
+        with pytest.raises(RoundError, match="division"):
+            llm.generate([first])
+    hold(llm.generate([second])[0], pool.expected[second.request_id])
+    rest(llm)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_round_that_fails_on_its_way_takes_along_who_took_part(
+    stage: Stage, pool: Pool, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    """A request that came later is served."""
+    llm = stage.llm(drafters=("ngram",), depth=depth)
+    engine, heard = llm.engine, list[RequestOutput]()
+    for request in pool.ordinary[:3]:
+        engine.submit(request, heard.append)
+    for _ in range(4):
+        engine.step()
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._round.forward.model, "logits", lambda hidden: 1 / 0)
+        broken.setattr(engine._round.graphs, "launch", engine._round._launch)
+        engine.step()
+    assert [output.finish_reason for output in heard[-3:]] == [FinishReason.ERROR] * 3
+    assert engine.status().pages_used == 0
+    found = traffic(llm, {0: pool.requests[3:20]})
+    for name, completion in found.items():
+        hold(completion, pool.expected[name])
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_sequence_that_cannot_enter_its_slot_fails_and_so_does_who_was_to_enter_with_it(
+    stage: Stage, pool: Pool, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    """Of two that are admitted together only the first has prompt tokens in the round; none runs on what a slot held before."""
+    llm = stage.llm(chunk_tokens=7, depth=depth)
+    enter, seen = llm.engine._round.enter, list[int]()
+
+    def fails(slot: int, *others: Any) -> None:
+        seen.append(slot)
+        if len(seen) == 1:
+            raise RuntimeError("no room")
+        enter(slot, *others)
+
+    monkeypatch.setattr(llm.engine._round, "enter", fails)
+    first, second, third = pool.ordinary[:3]
+    heard = traffic(llm, {0: [first, second], 2: [third]})
+    for request in (first, second):
+        completion = heard[request.request_id]
+        assert completion.finish_reason is FinishReason.ERROR
+        assert completion.error == "The round failed: no room"
+    hold(heard[third.request_id], pool.expected[third.request_id])
