@@ -162,7 +162,8 @@ class Engine:
                 self._enqueue(turns)
             most = self._depth if turns else 0 if scheduled is not None else len(self._underway) - 1
             while len(self._underway) > most:
-                self._settle(self._underway.popleft(), self._round.collect())
+                self._settle(self._underway[0], self._round.collect())
+                self._underway.popleft()
         except Exception as error:
             _log.exception("A round failed.")
             self._fail_round(turns, f"The round failed: {error}")
