@@ -189,7 +189,6 @@ def _shape(plan: RoundPlan, num_chunk: int) -> RoundShape:
         edited=False,
         scored=False,
         restricted=False,
-        marked=False,
         lists=0,
         keepers=(),
     )
