@@ -20,9 +20,9 @@ class DrafterResources:
     """What drafters may need of the engine.
 
     num_slots: sequences at once. max_model_len: tokens of one. max_drafts: of one chain that are worth
-    looking for. vocab_size: of the target. samples: whether the acceptance rule
-    wants to know what sampled candidates were drawn from. load_draft_model: None where none is configured. oracle: see
-    `AdversarialDrafter`.
+    looking for. vocab_size: of the target. target: for drafters that share its embedding, its head, its sizes. samples: whether
+    the acceptance rule wants to know what sampled candidates were drawn from. load_draft_model: None where none is configured.
+    oracle: see `AdversarialDrafter`.
     """
 
     num_slots: int
@@ -30,6 +30,7 @@ class DrafterResources:
     max_drafts: int
     vocab_size: int
     device: torch.device
+    target: Model | None = None
     samples: bool = False
     load_draft_model: Callable[[], Model] | None = None
     oracle: Mapping[OracleKey, Sequence[int]] | None = None

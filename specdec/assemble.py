@@ -264,6 +264,7 @@ def _drafters(
         max_drafts=max(min(config.max_tree_nodes - 1, _MOST_OFFERED if config.adaptive else MAX_NODES - 1), 1),
         vocab_size=model.config.vocab_size,
         device=model.device,
+        target=model,
         samples=not RULES[config.acceptance]().per_seed,
         load_draft_model=load_draft_model if config.draft_model is not None else None,
         oracle=oracle,

@@ -68,6 +68,10 @@ class Model(Protocol):
         """int64 [R] to hidden states after the final norm, [R, E] in the model's dtype. Call in inference mode."""
         ...
 
+    def embed(self, tokens_R: Tensor) -> Tensor:
+        """int64 [R] to what the first layer reads of them, [R, E]; for drafters, which embed tokens of their own."""
+        ...
+
     def logits(self, hidden_RE: Tensor) -> Tensor:
         """float32 [R, V] of some rows of what `forward` gave."""
         ...
