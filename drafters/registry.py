@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from specdec.cache.kinds import has_state
 from specdec.config import DRAFTERS, NO_DRAFTERS, EngineConfig
 from specdec.draft.protocol import Drafter
 from specdec.drafters.adversarial import AdversarialDrafter
@@ -71,6 +72,10 @@ def _draft_model(names: tuple[str, ...], resources: DrafterResources) -> Drafter
         raise ConfigError(
             f"The draft model has {model.config.vocab_size} tokens and the target {resources.vocab_size}; "
             "a draft model needs the target's tokenizer."
+        )
+    if has_state(model.cache_specs):
+        raise ConfigError(
+            "The draft model keeps states that no draft can take back; choose one with attention alone for --draft-model."
         )
     return ModelDrafter(model, samples=resources.samples)
 

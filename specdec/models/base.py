@@ -34,8 +34,8 @@ class AttentionSpec(CacheSpec):
 class RecurrentSpec(CacheSpec):
     """A state that each token moves on, float32, and of the last tokens what a step reads of them.
 
-    state_shape: of one sequence. row_width: numbers that a step reads of each token, float32. taps: tokens that a step reads
-    of, its own counted.
+    state_shape: of one sequence. row_width: numbers that a step reads of each token, kept as keys and values are. taps: tokens
+    that a step reads of, its own counted.
     """
 
     state_shape: tuple[int, ...]
