@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from specdec.cache import recurrent
 from specdec.cache.kinds import cache_dtype, slot_bytes
 from specdec.cli.info import _cache_rows
 from specdec.errors import ConfigError
@@ -182,6 +183,23 @@ def test_what_a_third_prompt_has_in_common_with_others_is_read_once(stages: Stag
     llm = stage.llm()
     cached = [llm.generate([request])[0].num_cached_tokens for request in (*pool.requests[::3][:3], pool.requests[0])]
     assert cached == [0, 0, 32, 48]
+
+
+def test_costs_are_measured_of_rounds_that_have_little_to_make_up_for(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever context is pretended, no more waits than what a round of one row leaves behind."""
+    stage, _ = stages("hybrid")
+    if stage.device != "cpu":
+        pytest.skip("a recording reads no value")
+    waiting: list[int] = []
+    given = recurrent._most_waiting
+
+    def listen(waiting_M: Tensor, longest_path: int) -> int:
+        waiting.append(int(waiting_M.max()))
+        return given(waiting_M, longest_path)
+
+    monkeypatch.setattr(recurrent, "_most_waiting", listen)
+    assert stage.llm(adaptive=True, **TREES).assembled.costs
+    assert max(waiting) == 1
 
 
 def test_a_draft_model_with_states_is_refused(stages: Stages) -> None:
