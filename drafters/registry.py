@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from specdec.cache.kinds import has_state
 from specdec.config import DRAFTERS, NO_DRAFTERS, EngineConfig
 from specdec.draft.protocol import Drafter
 from specdec.drafters.adversarial import AdversarialDrafter
@@ -20,9 +21,9 @@ class DrafterResources:
     """What drafters may need of the engine.
 
     num_slots: sequences at once. max_model_len: tokens of one. max_drafts: of one chain that are worth
-    looking for. vocab_size: of the target. samples: whether the acceptance rule
-    wants to know what sampled candidates were drawn from. load_draft_model: None where none is configured. oracle: see
-    `AdversarialDrafter`.
+    looking for. vocab_size: of the target. target: for drafters that share its embedding, its head, its sizes. samples: whether
+    the acceptance rule wants to know what sampled candidates were drawn from. load_draft_model: None where none is configured.
+    oracle: see `AdversarialDrafter`.
     """
 
     num_slots: int
@@ -30,6 +31,7 @@ class DrafterResources:
     max_drafts: int
     vocab_size: int
     device: torch.device
+    target: Model | None = None
     samples: bool = False
     load_draft_model: Callable[[], Model] | None = None
     oracle: Mapping[OracleKey, Sequence[int]] | None = None
@@ -70,6 +72,10 @@ def _draft_model(names: tuple[str, ...], resources: DrafterResources) -> Drafter
         raise ConfigError(
             f"The draft model has {model.config.vocab_size} tokens and the target {resources.vocab_size}; "
             "a draft model needs the target's tokenizer."
+        )
+    if has_state(model.cache_specs):
+        raise ConfigError(
+            "The draft model keeps states that no draft can take back; choose one with attention alone for --draft-model."
         )
     return ModelDrafter(model, samples=resources.samples)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from specdec.cache.kinds import CacheRoom, Caches, cache_dtype, page_bytes, slot_bytes
+from specdec.cache.kinds import CacheRoom, Caches, cache_dtype, has_state, page_bytes, slot_bytes
 from specdec.cache.marks import MarkBook
 from specdec.config import EngineConfig
 from specdec.draft.planner import Planner
@@ -132,7 +132,7 @@ def build(
             rehearse(round_, planner, sizes.chunk_tokens, sizes.max_model_len, progress)
     engine = Engine(
         round_=round_,
-        scheduler=_scheduler(config, sizes, caches),
+        scheduler=_scheduler(config, sizes),
         planner=planner,
         tokenizer=loaded.tokenizer,
         admission=Admission(model.config.vocab_size, sizes.max_model_len, round_.drafting.names.names),
@@ -151,7 +151,7 @@ def build(
         self_test=self_test,
         costs=costs,
         page_bytes=page_bytes(specs, config.page_size, caches.room.dtype),
-        state_bytes=_num_states(config, model) * slot_bytes(specs),
+        state_bytes=_state_bytes(config, model, specs),
     )
 
 
@@ -162,7 +162,7 @@ def cache_gb_for(config: EngineConfig, model: Model, num_pages: int) -> float:
         specs += model_info(resolve(config.draft_model, weights=False)).cache_specs
     pages = max(num_pages, _FEWEST_PAGES, -(-MOST_POSITIONS // config.page_size))
     of_page = page_bytes(specs, config.page_size, cache_dtype(model.dtype, model.device))
-    return (pages * of_page + _num_states(config, model) * slot_bytes(specs) + 1) / 1e9
+    return (pages * of_page + _state_bytes(config, model, specs) + 1) / 1e9
 
 
 def _use_threads(config: EngineConfig) -> None:
@@ -188,13 +188,14 @@ def _explained_memory(remedy: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """What the settings come to on this machine; max_model_len is in positions."""
+    """What the settings come to on this machine; max_model_len is in positions. num_marks: None where prefixes need none."""
 
     num_pages: int
     max_model_len: int
     max_batch: int
     chunk_tokens: int
-    num_marks: int
+    num_marks: int | None
+    longest_path: int
 
 
 def _max_batch(config: EngineConfig, model: Model) -> int:
@@ -208,8 +209,10 @@ def _sizes(config: EngineConfig, model: Model, specs: Sequence[CacheSpec]) -> _S
     if cache_gb is None:
         cache_gb = _GPU_SHARE * torch.cuda.mem_get_info(model.device)[0] / 1e9 if on_gpu else _CPU_CACHE_GB
     stored = cache_dtype(model.dtype, model.device)
-    left = cache_gb * 1e9 - _num_states(config, model) * slot_bytes(specs)
-    positions = min(max(int(left), 0) // page_bytes(specs, config.page_size, stored) * config.page_size, _MOST_POSITIONS)
+    states = _state_bytes(config, model, specs)
+    each = max(page_bytes(specs, config.page_size, stored), 1)  # states alone need no page
+    positions = min(max(int(cache_gb * 1e9 - states), 0) // each * config.page_size, _MOST_POSITIONS)
+    fewer = f"; {max_batch} sequences keep {states / 1e9:.2g} GB of states, fewer with a lower --max-batch" if states else ""
     most = model.config.max_position_embeddings
     wanted = config.max_model_len
     if wanted is not None and wanted > most:
@@ -217,28 +220,36 @@ def _sizes(config: EngineConfig, model: Model, specs: Sequence[CacheSpec]) -> _S
     if wanted is not None and wanted > positions:
         raise ConfigError(
             f"cache_gb {cache_gb:g} holds {positions} tokens of this model, less than max_model_len {wanted}; "
-            "raise --cache-gb or lower --max-model-len."
+            f"raise --cache-gb or lower --max-model-len{fewer}."
         )
     if on_gpu and config.page_size % GPU_TILE:
         raise ConfigError(f"page_size is {config.page_size}, but on a GPU it must be a multiple of {GPU_TILE}.")
     if positions < _FEWEST_PAGES * config.page_size:
-        raise ConfigError(f"cache_gb {cache_gb:g} holds only {positions} tokens of this model; raise --cache-gb.")
+        raise ConfigError(f"cache_gb {cache_gb:g} holds only {positions} tokens of this model; raise --cache-gb{fewer}.")
     return _Sizes(
         num_pages=positions // config.page_size,
         max_model_len=wanted or min(most, positions),
         max_batch=max_batch,
         chunk_tokens=config.chunk_tokens or _chunk_tokens(model.device, cache_gb * 1e9),
-        num_marks=_num_marks(config, model),
+        num_marks=_num_marks(config, max_batch) if has_state(specs) else None,
+        longest_path=_longest_path(config),
     )
 
 
-def _num_marks(config: EngineConfig, model: Model) -> int:
-    return _max_batch(config, model) * _MARKS_PER_SLOT if config.prefix_cache else 0
+def _num_marks(config: EngineConfig, max_batch: int) -> int:
+    return max_batch * _MARKS_PER_SLOT if config.prefix_cache else 0
 
 
-def _num_states(config: EngineConfig, model: Model) -> int:
-    """That the caches keep: of all slots, of the spare slot, and for prefixes."""
-    return _max_batch(config, model) + 1 + _num_marks(config, model)
+def _longest_path(config: EngineConfig) -> int:
+    """Rows of a tree that a round keeps at most."""
+    return min(config.max_tree_nodes, config.max_tree_depth + 1) if config.drafters else 1
+
+
+def _state_bytes(config: EngineConfig, model: Model, specs: Sequence[CacheSpec]) -> int:
+    """What the caches keep beside pages: of all slots and for prefixes, a spare one each."""
+    max_batch, stored = _max_batch(config, model), cache_dtype(model.dtype, model.device)
+    slots = (max_batch + 1) * slot_bytes(specs, _longest_path(config), stored)
+    return slots + (_num_marks(config, max_batch) + 1) * slot_bytes(specs, 0, stored)
 
 
 def _chunk_tokens(device: torch.device, cache_bytes: float) -> int:
@@ -268,6 +279,7 @@ def _drafters(
         max_drafts=max(min(config.max_tree_nodes - 1, _MOST_OFFERED if config.adaptive else MAX_NODES - 1), 1),
         vocab_size=model.config.vocab_size,
         device=model.device,
+        target=model,
         samples=not RULES[config.acceptance]().per_seed,
         load_draft_model=load_draft_model if config.draft_model is not None else None,
         oracle=oracle,
@@ -283,7 +295,8 @@ def _caches(specs: Sequence[CacheSpec], sizes: _Sizes, config: EngineConfig, mod
         num_pages=sizes.num_pages + scratch_pages,
         page_size=config.page_size,
         num_slots=sizes.max_batch,
-        num_marks=sizes.num_marks,
+        num_marks=sizes.num_marks or 0,
+        longest_path=sizes.longest_path,
         dtype=cache_dtype(model.dtype, model.device),
         device=model.device,
     )
@@ -329,7 +342,7 @@ def _planner(config: EngineConfig, sizes: _Sizes, round_: Round, costs: Sequence
     return planner
 
 
-def _scheduler(config: EngineConfig, sizes: _Sizes, caches: Caches) -> Scheduler:
+def _scheduler(config: EngineConfig, sizes: _Sizes) -> Scheduler:
     return Scheduler(
         num_pages=sizes.num_pages,
         page_size=config.page_size,
@@ -338,7 +351,7 @@ def _scheduler(config: EngineConfig, sizes: _Sizes, caches: Caches) -> Scheduler
         max_model_len=sizes.max_model_len,
         max_tree_rows=MOST_TREE_ROWS,
         prefix_cache=config.prefix_cache,
-        marks=MarkBook(sizes.num_marks) if caches.has_state else None,
+        marks=MarkBook(sizes.num_marks) if sizes.num_marks is not None else None,
     )
 
 

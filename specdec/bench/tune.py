@@ -180,6 +180,7 @@ def make_probe(model: Model) -> Probe:
         page_size=PAGE,
         num_slots=MOST_TREE_ROWS,
         num_marks=0,
+        longest_path=1,
         dtype=cache_dtype(model.dtype, model.device),
         device=model.device,
     )

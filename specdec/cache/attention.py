@@ -52,9 +52,9 @@ class AttentionCache:
         return 2 * kept.num_kv_heads * kept.head_dim * page_size * dtype.itemsize
 
     @staticmethod
-    def slot_bytes(spec: CacheSpec) -> int:
+    def slot_bytes(spec: CacheSpec, longest_path: int, dtype: torch.dtype) -> int:
         """See `CacheKind.slot_bytes`."""
-        del spec
+        del spec, longest_path, dtype
         return 0
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:

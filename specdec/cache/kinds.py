@@ -2,7 +2,7 @@
 
 A kind keeps what some layers need between rounds. Whoever plans memory, pages or prefixes asks these questions and knows no
 kind by name: how many bytes (of a page, of a slot); where a round's rows go (`view`); what to do when a path is accepted
-(`move`); how much of a known prefix can be reused (`reusable`); how to keep a state and bring it back (marks, `enter`).
+(`move`); whether a known prefix can be reused as it is (`has_state`); how to keep a state and bring it back (marks, `enter`).
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,15 @@ class CacheRoom:
     """How much the caches of an engine hold.
 
     num_pages: of page_size positions, scratch included; one more, the spare page, holds what nobody reads. num_slots: of
-    sequences, one more is the spare slot. num_marks: states that can be kept for prefixes. dtype: of keys and values.
+    sequences, one more is the spare slot. num_marks: states that can be kept for prefixes. longest_path: rows of a tree that a
+    round keeps at most. dtype: of keys and values, and of whatever else is kept of single rows.
     """
 
     num_pages: int
     page_size: int
     num_slots: int
     num_marks: int
+    longest_path: int
     dtype: torch.dtype
     device: torch.device
 
@@ -53,8 +55,8 @@ class CacheKind(Protocol):
         ...
 
     @staticmethod
-    def slot_bytes(spec: CacheSpec) -> int:
-        """Of one layer for one sequence, and for one kept state."""
+    def slot_bytes(spec: CacheSpec, longest_path: int, dtype: torch.dtype) -> int:
+        """Of one layer for one sequence; for one kept state where longest_path is 0. See `CacheRoom`."""
         ...
 
     def view(self, index: int, rows: Rows) -> Any:
@@ -66,15 +68,17 @@ class CacheKind(Protocol):
         ...
 
     def finish(self, rows: Rows) -> None:
-        """All layers have run."""
+        """All layers have run, those of drafters too, and the round is over."""
         ...
 
     def move(self, rows: Rows, trees: TreeRows, accepted: Accepted, nodes_M: Tensor) -> None:
-        """Paths were accepted, whose rows may lie elsewhere than their positions; see `specdec.kernels.entry_move`."""
+        """Paths were accepted, whose rows may lie elsewhere than their positions; see `specdec.kernels.entry_move`. Where there
+        were drafts, before `finish`."""
         ...
 
     def enter(self, slot: int, position: int, mark: int | None) -> None:
-        """A sequence takes a slot; its first `position` positions are known, their state kept as `mark`."""
+        """A sequence takes a slot; its first `position` positions are known, their state kept as `mark`. Where nobody looks at
+        values, they count as known without one."""
         ...
 
 
@@ -97,11 +101,6 @@ class Caches:
             for kind, layers in zip(self._kinds, groups.values(), strict=True)
             for index, layer in enumerate(layers)
         }
-
-    @property
-    def has_state(self) -> bool:
-        """Whether a prefix can be reused only where a state of it was kept."""
-        return any(kind.has_state for kind in self._kinds)
 
     def view(self, layer: int, rows: Rows) -> Any:
         """See `CacheKind.view`."""
@@ -134,9 +133,14 @@ def page_bytes(specs: Sequence[CacheSpec], page_size: int, dtype: torch.dtype) -
     return sum(kind_of(spec).page_bytes(spec, page_size, dtype) for spec in specs)
 
 
-def slot_bytes(specs: Sequence[CacheSpec]) -> int:
-    """Bytes of one sequence beside its pages, and of one kept state, over all layers."""
-    return sum(kind_of(spec).slot_bytes(spec) for spec in specs)
+def slot_bytes(specs: Sequence[CacheSpec], longest_path: int, dtype: torch.dtype) -> int:
+    """Bytes of one sequence beside its pages, or where longest_path is 0 of one kept state, over all layers."""
+    return sum(kind_of(spec).slot_bytes(spec, longest_path, dtype) for spec in specs)
+
+
+def has_state(specs: Sequence[CacheSpec]) -> bool:
+    """Whether some layer keeps what a position moves on for good, so that a prefix can be reused only where it was kept."""
+    return any(kind_of(spec).has_state for spec in specs)
 
 
 def cache_dtype(model_dtype: torch.dtype, device: torch.device) -> torch.dtype:

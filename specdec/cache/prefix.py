@@ -52,11 +52,12 @@ class PrefixIndex:
         """The digest of a page that `match` gave."""
         return self._digest_of[page]
 
-    def forget(self, page: int) -> None:
-        """The page's content is no longer there."""
+    def forget(self, page: int) -> bytes | None:
+        """The page's content is no longer there; returns its digest, if it had one."""
         digest = self._digest_of.pop(page, None)
         if digest is not None:
             del self._page_of[digest]
+        return digest
 
 
 def _extend(parent: bytes, tokens: Sequence[int]) -> bytes:

@@ -1,6 +1,7 @@
 """The rows of a forward pass as caches read them.
 
-Legend of shape suffixes: R rows, M members of the round (sequences), T tree rows, D depths of their trees, P pages.
+Legend of shape suffixes: R rows, M members of the round (sequences), T tree rows, D depths of their trees, P pages, X marks of
+a member.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ class Rows:
     tokens_R, positions_R: what is computed, and where. entries_R: where keys and values go, page * page size + offset.
     slots_M: the slot of each member. parents_T: the row above each tree row, as a tree row; a root its own. attention: how
     rows find their history. num_rows: without the padding behind them, which only a CPU asks for; entries_R has no padding.
-    marks_M, mark_slots_M: position behind which a member's state is to be kept, -1 for none, and where; see `CacheKind`.
+    marks_MX, mark_slots_MX: positions behind which a member's state is to be kept, -1 for none, and where; see `CacheKind`.
     """
 
     tokens_R: Tensor
@@ -27,8 +28,8 @@ class Rows:
     slots_M: Tensor
     parents_T: Tensor
     attention: AttentionTables
-    marks_M: Tensor | None = None
-    mark_slots_M: Tensor | None = None
+    marks_MX: Tensor | None = None
+    mark_slots_MX: Tensor | None = None
     kept: dict[object, object] = field(default_factory=dict)  # what a kind works out once for all of its layers
 
     @property

@@ -115,8 +115,8 @@ def _cache_rows(described: "ModelInfo", page_size: int) -> list[tuple[str, str]]
         ("cache of a token", f"{on_cpu // page_size:,} bytes on a CPU, {on_gpu // page_size:,} on a GPU"),
         (f"cache of a page, {page_size} tokens", f"{on_cpu:,} bytes on a CPU, {on_gpu:,} on a GPU"),
     ]
-    if kept := slot_bytes(specs):
-        rows.append(("state of a sequence", f"{kept:,} bytes, whatever its length"))
+    if kept := slot_bytes(specs, 0, torch.float32):
+        rows.append(("state of a sequence", f"{kept:,} bytes, whatever its length, and more for drafts"))
     return rows
 
 

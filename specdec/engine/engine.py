@@ -4,12 +4,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import numpy as np
 
-from specdec.arrays import BoolArray
+from specdec.arrays import BoolArray, IntArray
 from specdec.draft.planner import Planner, Seen
 from specdec.engine.admission import Admission
 from specdec.engine.metrics import EngineMetrics
@@ -20,7 +20,7 @@ from specdec.engine.statistics import count_drafts, count_step
 from specdec.errors import RequestError
 from specdec.request import FinishReason, Request, RequestOutput
 from specdec.round.outcome import Outcome
-from specdec.round.plan import RoundPlan
+from specdec.round.plan import MOST_MARKS, RoundPlan
 from specdec.round.round import Round
 from specdec.round.sample.draw import Nucleus
 from specdec.round.slots import Occupant
@@ -144,7 +144,7 @@ class Engine:
 
     def check(self) -> None:
         """Raise AssertionError where the page books do not add up."""
-        self._scheduler.check()
+        self._scheduler.check(underway=bool(self._underway))
 
     def step(self) -> bool:
         """Enqueue a round and settle the one before, or as many as may not stay underway; False when there was nothing to do.
@@ -163,7 +163,8 @@ class Engine:
                 self._enqueue(turns)
             most = self._depth if turns else 0 if scheduled is not None else len(self._underway) - 1
             while len(self._underway) > most:
-                self._settle(self._underway.popleft(), self._round.collect())
+                self._settle(self._underway[0], self._round.collect())
+                self._underway.popleft()
         except Exception as error:
             _log.exception("A round failed.")
             self._fail_round(turns, f"The round failed: {error}")
@@ -198,7 +199,7 @@ class Engine:
         nodes = budgets.nodes
         for index in np.flatnonzero(nodes > 1).tolist():
             nodes[index] = self._fit(turns[index].sequence, int(nodes[index]))
-        marked = any(turn.mark >= 0 for turn in turns)
+        marks, mark_slots = _marks(turns)
         plan = RoundPlan(
             slots=slots,
             firsts=np.array([turn.first for turn in turns], np.int64),
@@ -208,8 +209,8 @@ class Engine:
             odds=budgets.odds,
             least=budgets.least,
             drafting=budgets.drafting,
-            marks=np.array([turn.mark for turn in turns], np.int64) if marked else None,
-            mark_slots=np.array([turn.mark_slot for turn in turns], np.int64) if marked else None,
+            marks=marks,
+            mark_slots=mark_slots,
         )
         self._tell_pages()
         return plan
@@ -270,11 +271,12 @@ class Engine:
         told = zip(*(column.tolist() for column in columns), strict=True)
         for index, (turn, (nodes, sound, accepted, drafted, emitted)) in enumerate(zip(turns, told, strict=True)):
             if not present[index]:
+                self._scheduler.settle_marks(turn, kept=False)
                 continue
             sequence = turn.sequence
             if turn.chunk:
                 self._scheduler.commit(sequence, turn.first + turn.chunk)
-                self._scheduler.settle_mark(turn, sound)
+            self._scheduler.settle_marks(turn, kept=sound)
             if not nodes:
                 continue
             sequence.ahead -= nodes
@@ -354,9 +356,11 @@ class Engine:
             result = RequestOutput(request_id=sequence.request_id, finish_reason=FinishReason.ERROR, error=message)
             self._deliver(sequence, result)
 
-    def _fail_round(self, turns: Iterable[Turn], message: str) -> None:
+    def _fail_round(self, turns: SequenceOf[Turn], message: str) -> None:
         """Whatever was underway is lost with the round, and who was admitted but may not have entered a slot."""
         rounds = [*turns, *(turn for round_ in self._underway for turn in round_)]
+        for turn in rounds:
+            self._scheduler.settle_marks(turn, kept=False)
         lost = [turn.sequence for turn in rounds if turn.sequence.epoch == turn.epoch]
         lost += [sequence for sequence, _ in self._scheduler.admitted if sequence.slot != NO_SLOT]
         self._scheduler.admitted.clear()
@@ -387,3 +391,14 @@ class Engine:
                 text, reason = running.stream.flush(), FinishReason.ABORT
                 result = RequestOutput(request_id=request_id, text=text, finish_reason=reason, stats=running.stats)
                 self._deliver(running, result)
+
+
+def _marks(turns: SequenceOf[Turn]) -> tuple[IntArray, IntArray] | tuple[None, None]:
+    """Where states are to be kept, as `RoundPlan` says it."""
+    if not any(turn.marks for turn in turns):
+        return None, None
+    marks, slots = np.full((2, len(turns), MOST_MARKS), -1, np.int64)
+    for index, turn in enumerate(turns):
+        for place, (position, slot) in enumerate(turn.marks):
+            marks[index, place], slots[index, place] = position, slot
+    return marks, slots

@@ -50,8 +50,7 @@ class Scheduler:
         self._max_model_len = max_model_len
         self._prefix = PrefixIndex(page_size) if prefix_cache else None
         self._marks = marks if prefix_cache else None
-        self._needs_marks = marks is not None
-        self.pages = PageAllocator(num_pages, on_evict=self._prefix.forget if self._prefix is not None else None)
+        self.pages = PageAllocator(num_pages, on_evict=self._forget)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._slots = list(range(self._max_batch))[::-1]
@@ -69,10 +68,14 @@ class Scheduler:
         self._give_back(sequence)
 
     def spoil(self, pages: Iterable[int]) -> None:
-        """The pages hold values that must not be reused."""
-        if self._prefix is not None:
-            for page in pages:
-                self._prefix.forget(page)
+        """The pages hold values that must not be reused, and so do the states behind them."""
+        for page in pages:
+            self._forget(page)
+
+    def _forget(self, page: int) -> None:
+        digest = self._prefix.forget(page) if self._prefix is not None else None
+        if digest is not None and self._marks is not None:
+            self._marks.forget(digest)
 
     def schedule(self, underway: bool) -> list[Turn] | None:
         """The turns of the next round, oldest sequence first; empty when there is nothing to do. None where pages have run out
@@ -114,20 +117,21 @@ class Scheduler:
             parent = sequence.digests[-1] if sequence.digests else b""
             sequence.digests.append(self._prefix.add(parent, tokens, sequence.pages[index]))
 
-    def settle_mark(self, turn: Turn, sound: bool) -> None:
-        """The state that a turn was to keep is there, if the turn was not void."""
-        if turn.mark >= 0 and self._marks is not None:
-            if sound:
-                self._marks.keep(turn.sequence.digests[turn.mark // self.page_size - 1], turn.mark_slot)
-            else:
-                self._marks.give_back(turn.mark_slot)
+    def settle_marks(self, turn: Turn, kept: bool) -> None:
+        """The states that a turn was to keep are there, or will never be."""
+        for position, mark in turn.marks:
+            assert self._marks is not None, "turns keep states where there are marks"
+            self._marks.settle(mark, turn.sequence.digests[position // self.page_size - 1] if kept else None)
 
-    def check(self) -> None:
-        """Raise AssertionError where the page books do not add up."""
+    def check(self, underway: bool = False) -> None:
+        """Raise AssertionError where the page books do not add up. underway: whether there are rounds whose outcome was not
+        read."""
         self.pages.check(sequence.pages for sequence in [*self.running, *self.waiting])
         assert all(not sequence.pages for sequence in self.waiting), "waiting sequences hold no pages"
         held = [sequence.slot for sequence in self.running]
         assert sorted([*held, *self._slots]) == list(range(self._max_batch)), "every slot is free or held once"
+        if self._marks is not None:
+            self._marks.check(underway)
 
     def _most_nodes(self, sequence: Sequence) -> int:
         """Nodes that the next tree may have; each tree underway adds a token at least."""
@@ -145,12 +149,14 @@ class Scheduler:
         return self._marked(Turn(sequence, sequence.epoch, first, chunk, 1)) if self._most_nodes(sequence) > 0 else None
 
     def _marked(self, turn: Turn) -> Turn:
-        """A prompt's state is kept at the end of its last full page."""
-        mark = turn.sequence.prompt_end // self.page_size * self.page_size
-        if self._marks is None or not turn.first < mark <= turn.first + turn.chunk:
+        """A prompt's state is kept at the end of its last full page, where the next turn of a chat goes on, and where it parts
+        from an earlier prompt, since where two had something in common a third may have it too."""
+        if self._marks is None or not turn.chunk:
             return turn
-        slot = self._marks.take()
-        return turn if slot is None else turn._replace(mark=mark, mark_slot=slot)
+        ends = {turn.sequence.fork, turn.sequence.prompt_end // self.page_size * self.page_size}
+        passed = sorted(end for end in ends if turn.first < end <= turn.first + turn.chunk)
+        marks = [(end, mark) for end in passed if (mark := self._marks.take()) is not None]
+        return turn._replace(marks=tuple(marks))
 
     def _make_room(self, underway: bool) -> bool:
         """A page for every running sequence's root, at the cost of those that came last. False where that has to wait."""
@@ -197,8 +203,9 @@ class Scheduler:
         """Pages for all of its tokens, known beginnings shared; one page is left to each that runs already."""
         known = self._prefix.match(sequence.tokens[:-1]) if self._prefix is not None else []
         mark = None
-        if self._prefix is not None and self._needs_marks:
-            count, mark = self._marks.longest([self._prefix.digest(page) for page in known]) if self._marks else (0, None)
+        if self._prefix is not None and self._marks is not None:
+            sequence.fork = len(known) * self.page_size
+            count, mark = self._marks.longest([self._prefix.digest(page) for page in known])
             known = known[:count]
         self.pages.share(known)
         need = -(-len(sequence.tokens) // self.page_size) - len(known)

@@ -30,6 +30,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     num_cached: int = 0  # leading positions whose caches are committed
     prompt_end: int = 0  # positions that have to be read before the first tree
+    fork: int = 0  # positions that another had in common with it, known without a state
     num_enqueued: int = 0  # of those, how many are read or underway
     ahead: int = 0  # tokens that the trees underway may add at most
     trees_underway: int = 0
@@ -79,5 +80,4 @@ class Turn(NamedTuple):
     first: int
     chunk: int
     most_nodes: int
-    mark: int = -1  # position behind which its state is to be kept; -1 for none
-    mark_slot: int = 0
+    marks: tuple[tuple[int, int], ...] = ()  # positions behind which its state is to be kept, and where

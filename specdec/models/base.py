@@ -34,8 +34,8 @@ class AttentionSpec(CacheSpec):
 class RecurrentSpec(CacheSpec):
     """A state that each token moves on, float32, and of the last tokens what a step reads of them.
 
-    state_shape: of one sequence. row_width: numbers that a step reads of each token, float32. taps: tokens that a step reads
-    of, its own counted.
+    state_shape: of one sequence. row_width: numbers that a step reads of each token, kept as keys and values are. taps: tokens
+    that a step reads of, its own counted.
     """
 
     state_shape: tuple[int, ...]
@@ -66,6 +66,10 @@ class Model(Protocol):
 
     def forward(self, tokens_R: Tensor, ctx: RoundContext) -> Tensor:
         """int64 [R] to hidden states after the final norm, [R, E] in the model's dtype. Call in inference mode."""
+        ...
+
+    def embed(self, tokens_R: Tensor) -> Tensor:
+        """int64 [R] to what the first layer reads of them, [R, E]; for drafters, which embed tokens of their own."""
         ...
 
     def logits(self, hidden_RE: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """RoundPlan: all that the host says of a round; and the same on the device, in the shapes of a bucket.
 
 The host names slots and counts. It says no token of an answer, and where a decoding sequence stands it does not know: the
-device does. Legend of shape suffixes: M members of a round, C prompt rows, T tree rows.
+device does. Legend of shape suffixes: M members of a round, C prompt rows, T tree rows, X marks of a member.
 """
 
 import functools
@@ -26,6 +26,7 @@ MOST_TREE_ROWS = ROW_BUCKETS[-1]  # of all members together
 CHUNK_BUCKETS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 _FEWEST_PAGES = 4
 _FEW_MEMBERS = 4
+MOST_MARKS = 2  # of a member in one round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class RoundPlan:
     slots. firsts: first position that a member reads of its prompt; -1 for none. chunks: how many. nodes: nodes of its
     tree, the root counted; 0 while its prompt goes on. pages: the most that a member holds. odds: float64, what the odds of its
     drafts are multiplied with. least: drafts that survive less likely are dropped. drafting: whether drafters run.
-    marks, mark_slots: position behind which a member's state is to be kept, -1 for none, and where.
+    marks, mark_slots: [M, MOST_MARKS], positions behind which a member's state is to be kept, -1 for none, and where; None if
+    nobody's is.
     """
 
     slots: IntArray
@@ -108,7 +110,6 @@ class RoundShape(NamedTuple):
     edited: bool
     scored: bool
     restricted: bool
-    marked: bool
     lists: int
     keepers: tuple[int, ...]
 
@@ -135,7 +136,7 @@ class _Fields(NamedTuple):
     @staticmethod
     @functools.lru_cache(maxsize=1 << 10)  # on a CPU there is no end of shapes
     def of(members: int, chunk: int, trees: int) -> "_Fields":
-        sizes = [members] * 8 + [-(-members // 2), 1, trees, chunk, chunk, chunk, 1]
+        sizes = [members] * 6 + [members * MOST_MARKS] * 2 + [-(-members // 2), 1, trees, chunk, chunk, chunk, 1]
         starts = np.cumsum([0, *(size + size % 2 for size in sizes)]).tolist()  # each at a multiple of 16 bytes, see `aligned`
         return _Fields(*(slice(start, start + size) for start, size in zip(starts, sizes, strict=False)))
 
@@ -157,7 +158,7 @@ class PlanTables:
             starts_M=flat[fields.starts],
             trees_T=flat[fields.trees],
         )
-        self.marks_M, self.mark_slots_M = flat[fields.marks], flat[fields.mark_slots]
+        self.marks_MX, self.mark_slots_MX = (flat[field].view(members, -1) for field in (fields.marks, fields.mark_slots))
         self.odds_M = flat[fields.odds].view(torch.float32)[:members]
         self.least_1 = flat[fields.least].view(torch.float32)[:1]
         self.chunk_slots_C, self.chunk_members_C = flat[fields.chunk_slots], flat[fields.chunk_members]
@@ -198,7 +199,8 @@ def flatten(plan: RoundPlan, members: int, chunk: int, trees: int, spare: int) -
     flat[fields.bases][count:] = 0
     flat[fields.starts][:count] = np.where(plan.chunks > 0, plan.firsts, -1)
     if plan.marks is not None and plan.mark_slots is not None:
-        flat[fields.marks][:count], flat[fields.mark_slots][:count] = plan.marks, plan.mark_slots
+        filled = count * MOST_MARKS
+        flat[fields.marks][:filled], flat[fields.mark_slots][:filled] = plan.marks.ravel(), plan.mark_slots.ravel()
     flat[fields.odds].view(np.float32)[:count] = plan.odds
     flat[fields.least].view(np.float32)[0] = plan.least
     flat[fields.trees] = np.repeat(np.arange(count), rows)

@@ -120,9 +120,9 @@ class Probe:
         caches.finish(rows)
         return logits_TV
 
-    def forget(self) -> None:
-        """The first text begins anew: what the caches keep of it by slot is void."""
-        self.forward.caches.enter(0, 0, None)
+    def forget(self, first: int = 0) -> None:
+        """The first text is anew known up to `first`: what the caches keep of it by slot is void."""
+        self.forward.caches.enter(0, first, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +146,7 @@ def measure_costs(probe: Probe, row_counts: Sequence[int], contexts: Sequence[in
         for rows in row_counts:
 
             def step(rows: int = rows, context: int = context) -> Callable[[], Tensor]:
+                probe.forget(context)
                 tokens = draws.integers(0, model.config.vocab_size, rows)
                 return probe.step([Part(context, _NO_TOKENS, DraftTree.chain(int(tokens[0]), tokens[1:]))])
 
@@ -153,7 +154,6 @@ def measure_costs(probe: Probe, row_counts: Sequence[int], contexts: Sequence[in
                 taken = [Recording(step()).seconds() for _ in range(2)]
             else:
                 taken = [_seconds(step()) for _ in range(repeats)]
-            probe.forget()
             yield RoundCost(rows, context, statistics.median(taken))
 
 
@@ -189,7 +189,6 @@ def _shape(plan: RoundPlan, num_chunk: int) -> RoundShape:
         edited=False,
         scored=False,
         restricted=False,
-        marked=False,
         lists=0,
         keepers=(),
     )

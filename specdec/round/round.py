@@ -239,7 +239,6 @@ class Round:
             edited=Needs.EDITED in needs,
             scored=Needs.SCORED in needs,
             restricted=Needs.RESTRICTED in needs and plan.drafting,
-            marked=plan.marks is not None,
             lists=slots.list_room,
             keepers=tuple(drafter.shape for drafter in self.drafting.drafters),
         )

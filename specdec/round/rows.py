@@ -79,7 +79,7 @@ def lay_out(
             tree_sequences=shape.tree_members,
             page_size=entries.page_size,
         ),
-        marks_M=tables.marks_M if shape.marked else None,
-        mark_slots_M=tables.mark_slots_M if shape.marked else None,
+        marks_MX=tables.marks_MX,
+        mark_slots_MX=tables.mark_slots_MX,
     )
     return rows, of_trees

@@ -112,7 +112,7 @@ class Stage:
             fields["cache_gb"] = self._gigabytes(pages, fields.get("draft_model") is not None)
         base: dict[str, Any] = {"cache_gb": 0.01, "drafters": (), "max_batch": 32, "max_tree_nodes": 8}
         dtype = "float32" if self.device == "cpu" else "bfloat16"
-        where = {"model": self.loaded.name, "dtype": dtype, "device": self.device, "page_size": self.page_size}
+        where: dict[str, Any] = {"model": self.loaded.name, "dtype": dtype, "device": self.device, "page_size": self.page_size}
         config = EngineConfig(**where | base | fields)
         built = assemble.build(config, loaded=self.loaded, oracle=oracle, fixed_shapes=self.fixed_shapes)
         return LLM(built)

@@ -43,11 +43,11 @@ def test_fewer_pages_than_an_engine_starts_with_are_not_asked_for(loaded: assemb
 
 
 def test_states_have_their_room_beside_the_pages(loaded: assemble.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AttentionCache, "slot_bytes", staticmethod(lambda _spec: 1_000_000))
+    monkeypatch.setattr(AttentionCache, "slot_bytes", staticmethod(lambda *_: 1_000_000))
     config = EngineConfig(model=loaded.name, dtype="float32", device="cpu", page_size=16, drafters=(), max_batch=2)
     assembled = sized(loaded, config, 10)
     assert assembled.engine.status().pages_total == 10
-    assert assembled.state_bytes == 3 * 1_000_000 * (2 + 1 + 2), "of both slots, of the spare one, of two prefixes"
+    assert assembled.state_bytes == 3 * 1_000_000 * (2 + 1 + 2 + 1), "of both slots, of two prefixes, of a spare one each"
     of_page = 3 * 2 * 2 * 16 * 16 * 4  # layers, K and V, heads, head size, tokens, bytes
     assert assembled.page_bytes == of_page
-    assert "caches 0 MB for 160 tokens and 15 MB for states" in banner(assembled)
+    assert "caches 0 MB for 160 tokens and 18 MB for states" in banner(assembled)

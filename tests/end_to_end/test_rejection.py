@@ -28,7 +28,7 @@ pytestmark = pytest.mark.parametrize(
 
 
 def engine(stage: Stage, **fields: Any) -> LLM:
-    base = {"acceptance": "rejection", "adaptive": False, "max_batch": 64, "max_tree_nodes": 6}
+    base: dict[str, Any] = {"acceptance": "rejection", "adaptive": False, "max_batch": 64, "max_tree_nodes": 6}
     return stage.llm(**base | fields)
 
 

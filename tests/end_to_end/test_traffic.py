@@ -84,7 +84,7 @@ def test_a_slot_goes_to_the_next_while_rounds_of_the_last_are_underway(
     stage: Stage, pool: Pool, drafters: tuple[str, ...], depth: int
 ) -> None:
     """Each takes over at once, with parameters, pages and prompts of its own."""
-    fields = {"draft_model": stage.loaded.name} if "draft-model" in drafters else {}
+    fields: dict[str, Any] = {"draft_model": stage.loaded.name} if "draft-model" in drafters else {}
     llm = stage.llm(pool.oracle, depth=depth, max_batch=2, drafters=drafters, adaptive=False, chunk_tokens=40, **fields)
     shuffled = random.Random(depth).sample(pool.requests, 24)
     for found in traffic(llm, {0: shuffled}).values():

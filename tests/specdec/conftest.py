@@ -110,7 +110,6 @@ def rows_of(
         edited=False,
         scored=False,
         restricted=False,
-        marked=plan.marks is not None,
         lists=0,
         keepers=(),
     )

@@ -87,7 +87,7 @@ def test_info_describes_a_model_from_its_config(tmp_path: Path) -> None:
 
 def test_info_tells_what_is_kept_beside_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    monkeypatch.setattr(AttentionCache, "slot_bytes", staticmethod(lambda _spec: 1000))
+    monkeypatch.setattr(AttentionCache, "slot_bytes", staticmethod(lambda *_: 1000))
     result = CliRunner().invoke(app, ["info", str(tmp_path)], env={"COLUMNS": "200"})
     assert "2,000 bytes, whatever its length" in result.stdout
 

@@ -5,12 +5,13 @@ Legend of shape suffixes: R rows, E hidden size, K inputs and N outputs of a lin
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from specdec.kernels.linear import PackedWeight, linear
-from specdec.models.base import Heads, ModelConfig, RoundContext, Weights
+from specdec.models.base import AttentionSpec, CacheSpec, Heads, ModelConfig, RoundContext, Weights
 from specdec.models.layers.norms import HeadNorm, QkNorm
 from specdec.models.layers.rope import Rope
 
@@ -26,13 +27,30 @@ class Linear:
         return linear(x_RK, self.weight, self.bias, residual_RN)
 
 
+class Mixer(Protocol):
+    """The first half of a decoder layer, where a row reads of other rows: attention, or a recurrence in its place."""
+
+    @property
+    def cache_spec(self) -> CacheSpec:
+        """What it keeps between rounds."""
+        ...
+
+    def __call__(self, x_RE: Tensor, residual_RE: Tensor, layer: int, ctx: RoundContext) -> Tensor:
+        """The residual stream with the layer's output added, [R, E]. x_RE: the stream behind the layer's norm."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Projections; the context does the rest."""
+    """Projections; the context does the rest. See `Mixer`."""
 
     qkv: Linear
     output: Linear
     heads: Heads
+
+    @property
+    def cache_spec(self) -> AttentionSpec:
+        return AttentionSpec(num_kv_heads=self.heads.num_kv_heads, head_dim=self.heads.head_dim)
 
     def __call__(self, x_RE: Tensor, residual_RE: Tensor, layer: int, ctx: RoundContext) -> Tensor:
         """The residual stream with the layer's output added, [R, E]."""

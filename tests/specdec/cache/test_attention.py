@@ -21,7 +21,15 @@ from tests.specdec.conftest import plan_of, rows_of
 
 PAGE, NUM_PAGES, SCRATCH_PAGES = 16, 12, 2
 CPU = torch.device("cpu")
-ROOM = CacheRoom(num_pages=NUM_PAGES + SCRATCH_PAGES, page_size=PAGE, num_slots=2, num_marks=0, dtype=torch.float32, device=CPU)
+ROOM = CacheRoom(
+    num_pages=NUM_PAGES + SCRATCH_PAGES,
+    page_size=PAGE,
+    num_slots=2,
+    num_marks=0,
+    longest_path=8,
+    dtype=torch.float32,
+    device=CPU,
+)
 ENTRIES = Entries(PAGE, ROOM.spare_entry, NUM_PAGES * PAGE)
 SPECS = [AttentionSpec(num_kv_heads=2, head_dim=8, window=window) for window in (None, 7)] + [
     AttentionSpec(num_kv_heads=1, head_dim=4)

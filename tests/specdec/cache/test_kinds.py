@@ -8,11 +8,11 @@ import torch
 
 from specdec.cache import kinds
 from specdec.cache.attention import AttentionCache
-from specdec.cache.kinds import CacheRoom, Caches, cache_dtype, page_bytes, slot_bytes
+from specdec.cache.kinds import CacheRoom, Caches, cache_dtype, has_state, page_bytes, slot_bytes
 from specdec.models.base import AttentionSpec, CacheSpec
 
 CPU = torch.device("cpu")
-ROOM = CacheRoom(num_pages=4, page_size=16, num_slots=2, num_marks=3, dtype=torch.float32, device=CPU)
+ROOM = CacheRoom(num_pages=4, page_size=16, num_slots=2, num_marks=3, longest_path=8, dtype=torch.float32, device=CPU)
 SPECS = (
     AttentionSpec(num_kv_heads=2, head_dim=8),
     AttentionSpec(num_kv_heads=1, head_dim=4),
@@ -39,8 +39,8 @@ class StateCache:
         return page_size
 
     @staticmethod
-    def slot_bytes(spec: CacheSpec) -> int:
-        return 1000
+    def slot_bytes(spec: CacheSpec, longest_path: int, dtype: torch.dtype) -> int:
+        return 1000 + longest_path * dtype.itemsize
 
     def view(self, index: int, rows: Any) -> tuple[int, Any]:
         return index, rows
@@ -57,9 +57,6 @@ class StateCache:
     def enter(self, *arguments: Any) -> None:
         self.heard.append(("enter", *arguments))
 
-    def scrub(self, pages: Sequence[int]) -> None:
-        """Nothing."""
-
 
 @pytest.fixture
 def two_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +68,7 @@ def two_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bytes_add_up_over_layers() -> None:
     assert page_bytes(SPECS, 16, torch.float32) == 2 * (16 + 4 + 16) * 16 * 4
     assert page_bytes(SPECS, 16, torch.bfloat16) == 2 * (16 + 4 + 16) * 16 * 2
-    assert slot_bytes(SPECS) == 0
+    assert slot_bytes(SPECS, 8, torch.float32) == 0
 
 
 def test_the_spare_entry_lies_behind_all_pages() -> None:
@@ -91,10 +88,10 @@ def test_every_layer_finds_its_kind_whatever_stands_between(two_kinds: None) -> 
     assert [caches.view(layer, rows) for layer in (0, 2, 4)] == [(0, rows), (1, rows), (2, rows)]
     assert caches.view(1, rows).keys.shape == (5, 2, 16, 8)
     assert caches.view(3, rows).keys.shape == (5, 1, 16, 4)
-    assert caches.has_state
-    assert not Caches(SPECS, ROOM).has_state
+    assert has_state([SPECS[0], StateSpec()])
+    assert not has_state(SPECS)
     assert page_bytes([StateSpec(), SPECS[0]], 16, torch.float32) == 16 + 2 * 16 * 16 * 4
-    assert slot_bytes([StateSpec(), SPECS[0], StateSpec()]) == 2000
+    assert slot_bytes([StateSpec(), SPECS[0], StateSpec()], 8, torch.bfloat16) == 2032
 
 
 def test_every_kind_hears_of_every_step(two_kinds: None) -> None:

@@ -11,7 +11,7 @@ DIGESTS = [bytes([number]) for number in range(6)]
 def kept(book: MarkBook, digest: bytes) -> int:
     mark = book.take()
     assert mark is not None
-    book.keep(digest, mark)
+    book.settle(mark, digest)
     return mark
 
 
@@ -57,9 +57,10 @@ def test_no_mark_is_lost_or_given_twice(steps: list[str], size: int) -> None:
                 assert len(taken) == size
         elif taken and step == "keep":
             number += 1
-            book.keep(DIGESTS[number % len(DIGESTS)], taken.pop())
+            book.settle(taken.pop(), DIGESTS[number % len(DIGESTS)])
         elif taken:
-            book.give_back(taken.pop())
+            book.settle(taken.pop(), None)
+        book.check(underway=bool(taken))
     for _ in range(size - len(taken)):
         mark = book.take()
         assert mark is not None

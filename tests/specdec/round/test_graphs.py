@@ -27,7 +27,6 @@ def shape(members: int) -> RoundShape:
         edited=False,
         scored=False,
         restricted=False,
-        marked=False,
         lists=64,
         keepers=(),
     )

@@ -32,7 +32,6 @@ def shape(drafting: bool) -> RoundShape:
         edited=False,
         scored=False,
         restricted=False,
-        marked=False,
         lists=64,
         keepers=(),
     )

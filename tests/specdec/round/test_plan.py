@@ -54,7 +54,7 @@ def test_tables_say_what_the_plan_says_and_padding_is_the_spare_slot(members: in
     assert found.chunk_members_C.tolist() == [0] * 5 + [1] * (chunk - 5)
     assert found.chunk_positions_C.tolist() == [10, 11, 12, 13, 14, 0, 1, 2] + [2] * (chunk - 8)
     assert found.count_1.tolist() == [8]
-    assert found.marks_M.tolist() == [-1] * members
+    assert found.marks_MX.tolist() == [[-1, -1]] * members
 
 
 @pytest.mark.parametrize("members", [1, 2, 3, 4])
@@ -67,13 +67,14 @@ def test_odds_and_marks_reach_the_tables(members: int) -> None:
         pages=1,
         odds=np.array([1.75]),
         least=0.125,
-        marks=np.array([64]),
-        mark_slots=np.array([5]),
+        marks=np.array([[64, 128]]),
+        mark_slots=np.array([[5, 6]]),
     )
     found = tables(plan, members, 0, 3)
     assert found.odds_M[0] == 1.75
     assert found.least_1.tolist() == [0.125]
-    assert (int(found.marks_M[0]), int(found.mark_slots_M[0])) == (64, 5)
+    assert (found.marks_MX[0].tolist(), found.mark_slots_MX[0].tolist()) == ([64, 128], [5, 6])
+    assert (found.marks_MX[1:] == -1).all()
     assert found.layout.starts_M[0] == -1, "it reads nothing"
     assert found.odds_M.dtype == found.least_1.dtype == torch.float32
 

@@ -27,7 +27,9 @@ BUSHY = DraftTree(np.array([9, 10, 11, 12, 13]), np.array([0, 0, 0, 1, 2]))
 @pytest.fixture(scope="module")
 def probe(tiny_checkpoint: Callable[..., Path]) -> Probe:
     model = load_model(resolve(str(tiny_checkpoint("llama"))), dtype="float32", device="cpu")
-    room = CacheRoom(num_pages=PAGES + SCRATCH, page_size=PAGE, num_slots=3, num_marks=0, dtype=torch.float32, device=CPU)
+    room = CacheRoom(
+        num_pages=PAGES + SCRATCH, page_size=PAGE, num_slots=3, num_marks=0, longest_path=1, dtype=torch.float32, device=CPU
+    )
     probe = Probe(Forward(model, Caches(model.cache_specs, room)), ENTRIES, PAGES)
     assert check_rows(probe, model.config.vocab_size).exact
     return probe

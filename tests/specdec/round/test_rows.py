@@ -79,11 +79,13 @@ def test_without_prompts_there_are_tree_rows_alone_and_without_trees_prompt_rows
     assert (rows.num_rows, len(trees.tokens_T)) == (6, 0)
 
 
-def test_marks_are_there_where_somebody_wants_one() -> None:
+def test_marks_are_those_of_the_plan() -> None:
     plan = plan_of([0, 1], [(0, 4), (0, 4)], [0, 0], 5)
-    assert rows_of(texts(), plan, [None, None], ENTRIES)[0].marks_M is None
-    marked = replace(plan, marks=np.array([4, -1]), mark_slots=np.array([2, 0]))
-    rows, _ = rows_of(texts(), marked, [None, None], ENTRIES)
-    assert rows.marks_M is not None
-    assert rows.mark_slots_M is not None
-    assert (rows.marks_M.tolist(), rows.mark_slots_M.tolist()) == ([4, -1], [2, 0])
+    marked = replace(plan, marks=np.array([[4, -1], [2, 3]]), mark_slots=np.array([[2, 0], [1, 3]]))
+    for told, wanted in ((plan, [[-1, -1], [-1, -1]]), (marked, [[4, -1], [2, 3]])):
+        rows, _ = rows_of(texts(), told, [None, None], ENTRIES)
+        assert rows.marks_MX is not None
+        assert rows.mark_slots_MX is not None
+        assert rows.marks_MX.tolist() == wanted
+        slots = rows.mark_slots_MX.tolist()
+    assert slots == [[2, 0], [1, 3]]
