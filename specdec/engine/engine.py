@@ -172,8 +172,8 @@ class Engine:
     def _enqueue(self, turns: list[Turn]) -> None:
         """Everything that the device has to know, then the round."""
         self._welcome()
-        self._tell_pages()
-        plan, turns = self._plan(turns)
+        plan = self._plan(turns)
+        self._round.set_pages(*self._scheduler.take_new_pages())
         if (chances := self._planner.new_chances()) is not None:
             self._round.set_chances(chances)
         self._round.enqueue(plan)
@@ -184,7 +184,7 @@ class Engine:
             sequence.trees_underway += nodes > 0
         self._underway.append([(turn, turn.sequence.epoch) for turn in turns])
 
-    def _plan(self, turns: list[Turn]) -> tuple[RoundPlan, list[Turn]]:
+    def _plan(self, turns: list[Turn]) -> RoundPlan:
         """How many nodes each tree gets, as far as there are pages for them: speculation never takes a page from another
         sequence, and the scheduler has seen to the roots."""
         slots = np.array([turn.sequence.slot for turn in turns], np.int64)
@@ -197,7 +197,7 @@ class Engine:
             nodes[index] = self._fit(turns[index].sequence, int(nodes[index]))
         marks = np.array([turn.mark for turn in turns], np.int64)
         marked = bool((marks >= 0).any())
-        plan = RoundPlan(
+        return RoundPlan(
             slots=slots,
             firsts=np.array([turn.first for turn in turns], np.int64),
             chunks=chunks,
@@ -209,8 +209,6 @@ class Engine:
             marks=marks if marked else None,
             mark_slots=np.array([turn.mark_slot for turn in turns], np.int64) if marked else None,
         )
-        self._tell_pages()
-        return plan, turns
 
     def _most_nodes(self, turn: Turn) -> int:
         """Nodes that a tree may have. The round that ends a prompt brings its root alone: there are more shapes of such rounds
@@ -252,21 +250,6 @@ class Engine:
         """Bits of the drafters that the sequence may use."""
         wanted = sequence.request.speculation.drafter
         return sum(1 << bit for bit, name in enumerate(self._names) if wanted in (None, name))
-
-    def _tell_pages(self) -> None:
-        """Pages that were given since the last round."""
-        grown, self._scheduler.new_pages = self._scheduler.new_pages, []
-        slots: list[int] = []
-        indices: list[int] = []
-        pages: list[int] = []
-        for sequence, first in grown:
-            if sequence.slot != NO_SLOT:
-                new = sequence.pages[first:]
-                slots += [sequence.slot] * len(new)
-                indices += range(first, first + len(new))
-                pages += new
-        if pages:
-            self._round.set_pages(slots, indices, pages)
 
     def _settle(self, entries: SequenceOf[tuple[Turn, int]], outcome: Outcome) -> None:
         """Each sequence takes its tokens; those that end leave. What came after an end is void."""
