@@ -13,11 +13,12 @@ from specdec.cache.marks import MarkBook
 from specdec.config import EngineConfig
 from specdec.draft.planner import Planner
 from specdec.draft.protocol import Drafter
-from specdec.drafters.registry import DrafterResources, make_drafters
+from specdec.drafters.registry import DrafterFactory, DrafterResources, make_drafters
 from specdec.engine.admission import Admission
 from specdec.engine.engine import Engine
 from specdec.engine.metrics import EngineMetrics
 from specdec.engine.scheduler import Scheduler
+from specdec.engine.sequence import HostWork
 from specdec.errors import ConfigError
 from specdec.kernels.tree_select import MAX_NODES
 from specdec.models.base import CacheSpec, Model
@@ -95,6 +96,7 @@ def build(
     progress: Progress | None = None,
     loaded: LoadedModel | None = None,
     oracle: Mapping[tuple[tuple[int, ...], str], Sequence[int]] | None = None,
+    drafters: Mapping[str, DrafterFactory] | None = None,
 ) -> Assembled:
     """Load what is not loaded yet, prove the row contract on this machine, measure costs, and put the engine together.
 
@@ -103,6 +105,7 @@ def build(
         progress: shows loading and the self-test.
         loaded: the target, when it is in memory already.
         oracle: for the adversarial drafter of tests and benches, see `specdec.drafters.adversarial`.
+        drafters: the caller's own ones by name, for `config.drafters` to name; see `specdec.drafters.registry`.
 
     Raises:
         ConfigError: a setting does not fit the model or the machine.
@@ -111,15 +114,15 @@ def build(
     loaded = loaded or load(config, progress)
     model = loaded.model
     use_own(model.device)
-    drafters = _drafters(config, model, progress, oracle)
-    specs = [*model.cache_specs, *(spec for drafter in drafters for spec in drafter.cache_specs)]
+    made = _drafters(config, model, progress, oracle, drafters)
+    specs = [*model.cache_specs, *(spec for drafter in made for spec in drafter.cache_specs)]
     sizes = _sizes(config, model, specs)
     with _explained_memory("a lower --cache-gb or --max-model-len"):
         caches, entries = _caches(specs, sizes, config, model)
         forward = Forward(model, caches)
-        self_test, costs = _measure(Probe(forward, entries, sizes.num_pages), sizes, config, drafters, progress)
-        _bind(drafters, caches, len(model.cache_specs), forward.row_multiple)
-        round_ = _round(config, sizes, forward, drafters, entries)
+        self_test, costs = _measure(Probe(forward, entries, sizes.num_pages), sizes, config, made, progress)
+        _bind(made, caches, len(model.cache_specs), forward.row_multiple)
+        round_ = _round(config, sizes, forward, made, entries)
         planner = _planner(config, sizes, round_, costs)
         if model.device.type == "cuda":
             rehearse(round_, planner, sizes.chunk_tokens, sizes.max_model_len, progress)
@@ -131,6 +134,7 @@ def build(
         admission=Admission(model.config.vocab_size, sizes.max_model_len, round_.drafting.names.names),
         metrics=EngineMetrics(loaded.name),
         depth=_depth(config, model),
+        host_work=[drafter for drafter in made if isinstance(drafter, HostWork)],
     )
     return Assembled(
         engine=engine,
@@ -221,6 +225,7 @@ def _drafters(
     model: Model,
     progress: Progress,
     oracle: Mapping[tuple[tuple[int, ...], str], Sequence[int]] | None,
+    own: Mapping[str, DrafterFactory] | None,
 ) -> list[Drafter]:
     positions = config.max_model_len or model.config.max_position_embeddings
 
@@ -240,7 +245,7 @@ def _drafters(
         load_draft_model=load_draft_model if config.draft_model is not None else None,
         oracle=oracle,
     )
-    return make_drafters(config, resources)
+    return make_drafters(config, resources, own)
 
 
 def _caches(specs: Sequence[CacheSpec], sizes: _Sizes, config: EngineConfig, model: Model) -> tuple[Caches, Entries]:

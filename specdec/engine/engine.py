@@ -16,7 +16,7 @@ from specdec.engine.admission import Admission
 from specdec.engine.metrics import EngineMetrics
 from specdec.engine.output import emit, output, read_logprobs
 from specdec.engine.scheduler import Scheduler
-from specdec.engine.sequence import NO_SLOT, Sequence, Sink, Turn
+from specdec.engine.sequence import NO_SLOT, HostWork, Sequence, Sink, Turn
 from specdec.engine.statistics import count_round
 from specdec.errors import RequestError
 from specdec.request import FinishReason, Request, RequestOutput
@@ -55,6 +55,7 @@ class Engine:
         admission: limits that requests are checked against.
         metrics: counters.
         depth: rounds enqueued beyond the one whose outcome was read.
+        host_work: what some requests need the host for before each of their trees.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Engine:
         admission: Admission,
         metrics: EngineMetrics,
         depth: int,
+        host_work: SequenceOf[HostWork] = (),
     ) -> None:
         self.metrics = metrics
         self.max_model_len = admission.max_model_len
@@ -77,6 +79,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._admission = admission
         self._depth = depth
+        self._host_work = host_work
         self._underway: deque[list[tuple[Turn, int]]] = deque()  # turns with their sequences' epochs
         self._sequences: dict[str, Sequence] = {}  # touched by the stepping thread only
         self._num_rounds = 0
@@ -103,6 +106,7 @@ class Engine:
             stream=TextStream(self._tokenizer, sampling.stop, sampling.min_tokens),
             tokens=list(request.prompt_ids),
             arrival=time.monotonic(),
+            host_work=tuple(work for work in self._host_work if work.concerns(request)),
         )
         with self._wakeup:
             if request.request_id in self._known_ids:
@@ -172,6 +176,9 @@ class Engine:
     def _enqueue(self, turns: list[Turn]) -> None:
         """Everything that the device has to know, then the round."""
         self._welcome()
+        turns = self._prepared(turns)
+        if not turns:
+            return
         plan = self._plan(turns)
         self._round.set_pages(*self._scheduler.take_new_pages())
         if (chances := self._planner.new_chances()) is not None:
@@ -183,6 +190,19 @@ class Engine:
             sequence.ahead += nodes
             sequence.trees_underway += nodes > 0
         self._underway.append([(turn, turn.sequence.epoch) for turn in turns])
+
+    def _prepared(self, turns: list[Turn]) -> list[Turn]:
+        """The turns whose host work is done; where it fails, the request fails with it and no other."""
+        ready = []
+        for turn in turns:
+            try:
+                turn.prepare()
+                ready.append(turn)
+            except Exception as error:
+                _log.exception("The host's part in a request failed.")
+                self._scheduler.settle_mark(turn, sound=False)
+                self._fail(turn.sequence, f"The host's part in this request failed: {error}")
+        return ready
 
     def _plan(self, turns: list[Turn]) -> RoundPlan:
         """How many nodes each tree gets, as far as there are pages for them: speculation never takes a page from another

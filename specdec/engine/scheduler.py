@@ -143,6 +143,8 @@ class Scheduler:
 
     def _turn(self, sequence: Sequence, budget: int) -> Turn | None:
         """A sequence's part in the next round; None where it sits out."""
+        if sequence.host_work and sequence.trees_underway:
+            return None
         first = sequence.num_enqueued
         chunk = min(sequence.prompt_end - first, budget)
         if first + chunk < sequence.prompt_end:
