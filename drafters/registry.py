@@ -13,6 +13,7 @@ from specdec.draft.protocol import Drafter
 from specdec.drafters.adversarial import AdversarialDrafter
 from specdec.drafters.adversarial.drafter import OracleKey
 from specdec.drafters.host import HostDrafter, Propose
+from specdec.drafters.lookahead import LookaheadDrafter
 from specdec.drafters.lookup import LookupDrafter
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError
@@ -95,6 +96,11 @@ def _lookup(names: tuple[str, ...], resources: DrafterResources) -> Drafter:
     return LookupDrafter(names, resources.num_slots, resources.max_model_len, resources.max_drafts, resources.device)
 
 
+def _lookahead(names: tuple[str, ...], resources: DrafterResources) -> Drafter:
+    del names
+    return LookaheadDrafter(resources.num_slots, resources.device)
+
+
 def _adversarial(names: tuple[str, ...], resources: DrafterResources) -> Drafter:
     del names
     sizes = (resources.num_slots, resources.max_model_len, resources.vocab_size, resources.device)
@@ -118,6 +124,7 @@ _FACTORIES: dict[str, DrafterFactory] = {
     "ngram": _lookup,
     "suffix": _lookup,
     "prediction": _lookup,
+    "lookahead": _lookahead,
     "draft-model": _draft_model,
     "adversarial": _adversarial,
 }
