@@ -85,7 +85,10 @@ ENGINE_OPTIONS = (
         "Pipeline depth: rounds enqueued ahead of the one whose outcome is known; if not given, 1 on a GPU, else 0.",
     ),
     EngineOption(
-        "drafters", _SPECULATION, "Drafters, with commas: ngram, suffix, prediction, draft-model; or none.", "drafter"
+        "drafters",
+        _SPECULATION,
+        "Drafters, with commas: ngram, suffix, prediction, lookahead, draft-model; or none.",
+        "drafter",
     ),
     EngineOption("draft_model", _SPECULATION, "A smaller model with the same tokenizer; adds the drafter draft-model."),
     EngineOption("acceptance", _SPECULATION, f"Rule: {' or '.join(ACCEPTANCE_RULES)}."),
