@@ -1,4 +1,7 @@
-"""The drafters by name. To add one: its folder, one line in `_FACTORIES`, its test."""
+"""The drafters by name. To add one: its folder, one line in `_FACTORIES`, its test.
+
+One from outside is a factory as well, given to `specdec.assemble.build` under its name; see `on_host` for plain functions.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +13,8 @@ from specdec.config import DRAFTERS, NO_DRAFTERS, EngineConfig
 from specdec.draft.protocol import Drafter
 from specdec.drafters.adversarial import AdversarialDrafter
 from specdec.drafters.adversarial.drafter import OracleKey
+from specdec.drafters.host import HostDrafter, Propose
+from specdec.drafters.lookahead import LookaheadDrafter
 from specdec.drafters.lookup import LookupDrafter
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError
@@ -37,24 +42,63 @@ class DrafterResources:
     oracle: Mapping[OracleKey, Sequence[int]] | None = None
 
 
-def make_drafters(config: EngineConfig, resources: DrafterResources) -> list[Drafter]:
+DrafterFactory = Callable[[tuple[str, ...], DrafterResources], Drafter]  # all names that one drafter is to serve
+
+
+def make_drafters(
+    config: EngineConfig, resources: DrafterResources, own: Mapping[str, DrafterFactory] | None = None
+) -> list[Drafter]:
     """The drafters that `config.drafters` names, in its order; names that one drafter serves together make one.
 
+    Args:
+        config: the names.
+        resources: what they may need.
+        own: drafters from outside by name, beside those that are here.
+
     Raises:
-        ConfigError: a name is unknown or given twice, or its drafter cannot be made.
+        ConfigError: a name is unknown, taken or given twice, or its drafter cannot be made.
     """
+    own = own or {}
+    if taken := [name for name in own if name in (*_FACTORIES, NO_DRAFTERS)]:
+        raise ConfigError(f"There is a drafter {taken[0]!r} already; give yours another name.")
+    factories = {**_FACTORIES, **own}
     names = [name for name in config.drafters if name != NO_DRAFTERS]
     for name in names:
-        if name not in _FACTORIES:
-            raise ConfigError(f"There is no drafter {name!r}; there are {', '.join((*DRAFTERS, NO_DRAFTERS))}.")
+        if name not in factories:
+            raise ConfigError(f"There is no drafter {name!r}; there are {', '.join((*DRAFTERS, *own, NO_DRAFTERS))}.")
         if names.count(name) > 1:
             raise ConfigError(f"The drafter {name} is named twice; name it once.")
-    served = dict.fromkeys(_FACTORIES[name] for name in names)
-    return [make(tuple(name for name in names if _FACTORIES[name] is make), resources) for make in served]
+    served = dict.fromkeys(factories[name] for name in names)
+    return [make(tuple(name for name in names if factories[name] is make), resources) for make in served]
+
+
+def on_host(propose: Propose) -> DrafterFactory:
+    """A factory for a drafter in plain Python.
+
+    Args:
+        propose: see `HostDrafter`. It is called between two rounds, so every millisecond in it is lost to all sequences.
+    """
+
+    def make(names: tuple[str, ...], resources: DrafterResources) -> Drafter:
+        return HostDrafter(
+            names[0],
+            propose,
+            num_slots=resources.num_slots,
+            max_drafts=resources.max_drafts,
+            vocab_size=resources.vocab_size,
+            device=resources.device,
+        )
+
+    return make
 
 
 def _lookup(names: tuple[str, ...], resources: DrafterResources) -> Drafter:
     return LookupDrafter(names, resources.num_slots, resources.max_model_len, resources.max_drafts, resources.device)
+
+
+def _lookahead(names: tuple[str, ...], resources: DrafterResources) -> Drafter:
+    del names
+    return LookaheadDrafter(resources.num_slots, resources.device)
 
 
 def _adversarial(names: tuple[str, ...], resources: DrafterResources) -> Drafter:
@@ -80,10 +124,11 @@ def _draft_model(names: tuple[str, ...], resources: DrafterResources) -> Drafter
     return ModelDrafter(model, samples=resources.samples)
 
 
-_FACTORIES: dict[str, Callable[[tuple[str, ...], DrafterResources], Drafter]] = {
+_FACTORIES: dict[str, DrafterFactory] = {
     "ngram": _lookup,
     "suffix": _lookup,
     "prediction": _lookup,
+    "lookahead": _lookahead,
     "draft-model": _draft_model,
     "adversarial": _adversarial,  # for tests and benches; not in `config.DRAFTERS`
 }

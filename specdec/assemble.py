@@ -13,11 +13,12 @@ from specdec.cache.marks import MarkBook
 from specdec.config import EngineConfig
 from specdec.draft.planner import Planner
 from specdec.draft.protocol import Drafter
-from specdec.drafters.registry import DrafterResources, make_drafters
+from specdec.drafters.registry import DrafterFactory, DrafterResources, make_drafters
 from specdec.engine.admission import Admission
 from specdec.engine.engine import Engine
 from specdec.engine.metrics import EngineMetrics
 from specdec.engine.scheduler import Scheduler
+from specdec.engine.sequence import HostWork
 from specdec.errors import ConfigError
 from specdec.kernels.tree_select import MAX_NODES
 from specdec.models.base import CacheSpec, Model
@@ -98,6 +99,7 @@ def build(
     loaded: LoadedModel | None = None,
     oracle: Mapping[tuple[tuple[int, ...], str], Sequence[int]] | None = None,
     fixed_shapes: bool | None = None,
+    drafters: Mapping[str, DrafterFactory] | None = None,
 ) -> Assembled:
     """Load what is not loaded yet, prove the row contract on this machine, measure costs, and put the engine together.
 
@@ -108,6 +110,7 @@ def build(
         oracle: for the adversarial drafter of tests and benches, see `specdec.drafters.adversarial`.
         fixed_shapes: see `specdec.round.round.Round`; None: on a GPU, which records its rounds. Tests and benches ask for them
             on a CPU too.
+        drafters: the caller's own ones by name, for `config.drafters` to name; see `specdec.drafters.registry`.
 
     Raises:
         ConfigError: a setting does not fit the model or the machine.
@@ -117,16 +120,16 @@ def build(
     loaded = loaded or load(config, progress)
     model = loaded.model
     use_own(model.device)
-    drafters = _drafters(config, model, progress, oracle)
-    specs = [*model.cache_specs, *(spec for drafter in drafters for spec in drafter.cache_specs)]
+    made = _drafters(config, model, progress, oracle, drafters)
+    specs = [*model.cache_specs, *(spec for drafter in made for spec in drafter.cache_specs)]
     sizes = _sizes(config, model, specs)
     with _explained_memory("a lower --cache-gb or --max-model-len"):
         caches, entries = _caches(specs, sizes, config, model)
         forward = Forward(model, caches)
-        self_test, costs = _measure(Probe(forward, entries, sizes.num_pages), sizes, config, drafters, progress)
-        _bind(drafters, caches, len(model.cache_specs), forward.row_multiple)
+        self_test, costs = _measure(Probe(forward, entries, sizes.num_pages), sizes, config, made, progress)
+        _bind(made, caches, len(model.cache_specs), forward.row_multiple)
         fixed = fixed_shapes if fixed_shapes is not None else model.device.type == "cuda"
-        round_ = _round(config, sizes, forward, drafters, entries, fixed)
+        round_ = _round(config, sizes, forward, made, entries, fixed)
         planner = _planner(config, sizes, round_, costs)
         if model.device.type == "cuda":
             rehearse(round_, planner, sizes.chunk_tokens, sizes.max_model_len, progress)
@@ -138,6 +141,7 @@ def build(
         admission=Admission(model.config.vocab_size, sizes.max_model_len, round_.drafting.names.names),
         metrics=EngineMetrics(loaded.name),
         depth=_depth(config, model),
+        host_work=[drafter for drafter in made if isinstance(drafter, HostWork)],
     )
     return Assembled(
         engine=engine,
@@ -264,6 +268,7 @@ def _drafters(
     model: Model,
     progress: Progress,
     oracle: Mapping[tuple[tuple[int, ...], str], Sequence[int]] | None,
+    own: Mapping[str, DrafterFactory] | None,
 ) -> list[Drafter]:
     positions = config.max_model_len or model.config.max_position_embeddings
 
@@ -284,7 +289,7 @@ def _drafters(
         load_draft_model=load_draft_model if config.draft_model is not None else None,
         oracle=oracle,
     )
-    return make_drafters(config, resources)
+    return make_drafters(config, resources, own)
 
 
 def _caches(specs: Sequence[CacheSpec], sizes: _Sizes, config: EngineConfig, model: Model) -> tuple[Caches, Entries]:

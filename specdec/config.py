@@ -6,7 +6,7 @@ from specdec.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ACCEPTANCE_RULES = ("shared-noise", "rejection")
-DRAFTERS = ("ngram", "suffix", "prediction", "draft-model")  # that are served
+DRAFTERS = ("ngram", "suffix", "prediction", "lookahead", "draft-model")  # that are served
 NO_DRAFTERS = "none"
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_DRAFTERS = ("ngram", "suffix", "prediction")

@@ -1,11 +1,12 @@
 """Offline use: requests in, completions out, in one call."""
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from specdec.assemble import Assembled, build
 from specdec.config import EngineConfig
+from specdec.drafters.registry import DrafterFactory
 from specdec.errors import RoundError
 from specdec.progress import Progress
 from specdec.request import FinishReason, Request, RequestOutput, SpeculationStats, TokenLogprob
@@ -59,13 +60,15 @@ class LLM:
         self.tokenizer = assembled.tokenizer
 
     @staticmethod
-    def from_config(config: EngineConfig, progress: Progress | None = None) -> "LLM":
-        """Load what `config` names.
+    def from_config(
+        config: EngineConfig, progress: Progress | None = None, drafters: Mapping[str, DrafterFactory] | None = None
+    ) -> "LLM":
+        """Load what `config` names. drafters: the caller's own ones, see `specdec.assemble.build`.
 
         Raises:
             ConfigError: it cannot be loaded.
         """
-        return LLM(build(config, progress))
+        return LLM(build(config, progress, drafters=drafters))
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Run all requests to their end, in the order given.

@@ -50,6 +50,9 @@ def test_examples_without_a_server(example: Path, model: str) -> None:
     if example.stem == "offline":
         assert printed.count("whole: ") == 2
         assert float(after("With a prediction: ", printed).split()[0]) >= 1.0
+    if example.stem == "own_drafter":
+        assert after("without drafts: ", printed) == "True"
+        assert int(after("accepted ", printed).split()[2]) > 0, "drafts were verified"
 
 
 @pytest.mark.parametrize("example", CLIENTS, ids=lambda path: path.stem)

@@ -20,13 +20,15 @@ class Accepted:
 
     num_M: accepted drafts; num + 1 tokens are emitted. rows_MD: the kept rows, root first; the last one fills the rest.
     emitted_MD: the accepted drafts, then the target's own token; -1 fills the rest. sound_M: bool, whether the logits of all
-    kept rows gave a token.
+    kept rows gave a token. chosen_T: the target's own token after every row, kept or not; under a rule that draws its tokens
+    otherwise, the likeliest.
     """
 
     num_M: Tensor
     rows_MD: Tensor
     emitted_MD: Tensor
     sound_M: Tensor
+    chosen_T: Tensor
 
 
 def walk_trees(
@@ -42,7 +44,8 @@ def walk_trees(
         settled_T: bool, False where the row's token is not certain; None where all are.
     """
     if uses_triton(chosen_T.device):
-        from specdec.kernels.tree_walk.kernel import walk_trees_triton
-
-        return Accepted(*walk_trees_triton(rows, nodes_M, firsts_M, chosen_T, tops_T, settled_T))
-    return Accepted(*walk_trees_reference(rows, nodes_M, firsts_M, chosen_T, tops_T, settled_T))
+        from specdec.kernels.tree_walk.kernel import walk_trees_triton as walk
+    else:
+        walk = walk_trees_reference
+    num_M, rows_MD, emitted_MD, sound_M = walk(rows, nodes_M, firsts_M, chosen_T, tops_T, settled_T)
+    return Accepted(num_M, rows_MD, emitted_MD, sound_M, chosen_T)

@@ -18,6 +18,7 @@ _DRAFTERS = (
     ("ngram", "fits: copies from prompt and answer"),
     ("suffix", "fits: copies from earlier answers of the same server"),
     ("prediction", "fits: copies from the text that a request predicts"),
+    ("lookahead", "fits: copies from what the model made by itself beside its answer"),
 )
 
 

@@ -15,7 +15,7 @@ from specdec.engine.admission import Admission
 from specdec.engine.metrics import EngineMetrics
 from specdec.engine.output import emit, read_logprobs
 from specdec.engine.scheduler import Scheduler
-from specdec.engine.sequence import NO_SLOT, Sequence, Sink, Turn
+from specdec.engine.sequence import NO_SLOT, HostWork, Sequence, Sink, Turn
 from specdec.engine.statistics import count_drafts, count_step
 from specdec.errors import RequestError
 from specdec.request import FinishReason, Request, RequestOutput
@@ -54,6 +54,7 @@ class Engine:
         admission: limits that requests are checked against.
         metrics: counters.
         depth: rounds enqueued beyond the one whose outcome was read.
+        host_work: what some requests need the host for before each of their trees.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Engine:
         admission: Admission,
         metrics: EngineMetrics,
         depth: int,
+        host_work: SequenceOf[HostWork] = (),
     ) -> None:
         self.metrics = metrics
         self.max_model_len = admission.max_model_len
@@ -77,6 +79,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._admission = admission
         self._depth = depth
+        self._host_work = host_work
         self._underway: deque[list[Turn]] = deque()
         self._sequences: dict[str, Sequence] = {}  # touched by the stepping thread only
         self._num_rounds = 0
@@ -103,6 +106,7 @@ class Engine:
             stream=TextStream(self._tokenizer, sampling.stop, sampling.min_tokens),
             tokens=list(request.prompt_ids),
             arrival=time.monotonic(),
+            host_work=tuple(work for work in self._host_work if work.concerns(request)),
         )
         with self._wakeup:
             if request.request_id in self._known_ids:
@@ -174,8 +178,12 @@ class Engine:
     def _enqueue(self, turns: list[Turn]) -> None:
         """Everything that the device has to know, then the round."""
         self._welcome()
-        self._tell_pages()
+        if self._host_work:
+            turns = self._prepared(turns)
+        if not turns:
+            return
         plan = self._plan(turns)
+        self._tell_pages()
         if (chances := self._planner.new_chances()) is not None:
             self._round.set_chances(chances)
         self._round.enqueue(plan)
@@ -187,6 +195,19 @@ class Engine:
                 sequence.ahead += nodes
                 sequence.trees_underway += 1
         self._underway.append(turns)
+
+    def _prepared(self, turns: list[Turn]) -> list[Turn]:
+        """The turns whose host work is done; where it fails, the request fails with it and no other."""
+        ready = []
+        for turn in turns:
+            try:
+                turn.prepare()
+                ready.append(turn)
+            except Exception as error:
+                _log.exception("The host's part in a request failed.")
+                self._scheduler.settle_marks(turn, kept=False)
+                self._fail(turn.sequence, f"The host's part in this request failed: {error}")
+        return ready
 
     def _plan(self, turns: list[Turn]) -> RoundPlan:
         """How many nodes each tree gets, as far as there are pages for them: speculation never takes a page from another
@@ -200,7 +221,7 @@ class Engine:
         for index in np.flatnonzero(nodes > 1).tolist():
             nodes[index] = self._fit(turns[index].sequence, int(nodes[index]))
         marks, mark_slots = _marks(turns)
-        plan = RoundPlan(
+        return RoundPlan(
             slots=slots,
             firsts=np.array([turn.first for turn in turns], np.int64),
             chunks=chunks,
@@ -212,8 +233,6 @@ class Engine:
             marks=marks,
             mark_slots=mark_slots,
         )
-        self._tell_pages()
-        return plan
 
     def _fit(self, sequence: Sequence, nodes: int) -> int:
         """As many of the nodes as there are pages for."""
@@ -250,16 +269,7 @@ class Engine:
 
     def _tell_pages(self) -> None:
         """Pages that were given since the last round."""
-        grown, self._scheduler.new_pages = self._scheduler.new_pages, []
-        slots: list[int] = []
-        indices: list[int] = []
-        pages: list[int] = []
-        for sequence, first in grown:
-            if sequence.slot != NO_SLOT:
-                new = sequence.pages[first:]
-                slots += [sequence.slot] * len(new)
-                indices += range(first, first + len(new))
-                pages += new
+        slots, indices, pages = self._scheduler.take_new_pages()
         if pages:
             self._round.set_pages(slots, indices, pages)
 

@@ -44,7 +44,7 @@ class Scheduler:
         self.page_size = page_size
         self.num_preemptions = 0
         self.admitted: list[tuple[Sequence, int | None]] = []  # since the last look: with the mark of a known prefix
-        self.new_pages: list[tuple[Sequence, int]] = []  # since the last look: whose, and from which page on
+        self._new_pages: list[tuple[Sequence, int]] = []  # since they were taken last: whose, and from which page on
         self._max_batch = min(max_batch, max_tree_rows)
         self._chunk_tokens = chunk_tokens
         self._max_model_len = max_model_len
@@ -85,6 +85,8 @@ class Scheduler:
         self._admit()
         turns, budget = [], self._chunk_tokens
         for sequence in self.running:
+            if sequence.host_work and sequence.trees_underway:
+                continue  # the host's part begins with the outcome
             if sequence.num_enqueued >= sequence.prompt_end:
                 if (most := self._most_nodes(sequence)) > 0:
                     turns.append(Turn(sequence, sequence.epoch, 0, 0, most))
@@ -103,8 +105,22 @@ class Scheduler:
         if pages is None:
             return False
         sequence.pages += pages.tolist()
-        self.new_pages.append((sequence, held))
+        self._new_pages.append((sequence, held))
         return True
+
+    def take_new_pages(self) -> tuple[list[int], list[int], list[int]]:
+        """Pages that were given since this was asked last: slots, places in their tables, pages."""
+        grown, self._new_pages = self._new_pages, []
+        slots: list[int] = []
+        indices: list[int] = []
+        pages: list[int] = []
+        for sequence, first in grown:
+            if sequence.slot != NO_SLOT:
+                new = sequence.pages[first:]
+                slots += [sequence.slot] * len(new)
+                indices += range(first, first + len(new))
+                pages += new
+        return slots, indices, pages
 
     def commit(self, sequence: Sequence, num_cached: int) -> None:
         """The caches of the positions [0, num_cached) are there for good; full pages become findable."""
@@ -210,11 +226,11 @@ class Scheduler:
         self.pages.share(known)
         need = -(-len(sequence.tokens) // self.page_size) - len(known)
         sequence.pages = list(known)
-        announced = len(self.new_pages)
+        announced = len(self._new_pages)
         if self.pages.num_available < need + len(self.running) or not self.grow(sequence, len(sequence.tokens)):
             self._give_back(sequence)
             return False
-        del self.new_pages[announced:]  # they are told when it enters its slot
+        del self._new_pages[announced:]  # they are told when it enters its slot
         sequence.num_cached = len(known) * self.page_size
         if self._prefix is not None:
             sequence.digests = [self._prefix.digest(page) for page in known]

@@ -1,8 +1,9 @@
 """A Sequence: one request on its way through the engine."""
 
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from specdec.request import Request, RequestOutput, SamplingParams, SpeculationStats
 from specdec.text.tokenizer import TextStream
@@ -10,6 +11,22 @@ from specdec.text.tokenizer import TextStream
 Sink = Callable[[RequestOutput], None]
 
 NO_SLOT = -1
+
+
+@runtime_checkable
+class HostWork(Protocol):
+    """What the host does for a sequence before each of its trees and from all its tokens: a draft, say, or a grammar's mask.
+
+    Such a sequence sits out while the outcome of its last tree is not read; the others go on.
+    """
+
+    def concerns(self, request: Request) -> bool:
+        """Whether a request's sequence needs it."""
+        ...
+
+    def prepare(self, slot: int, tokens: SequenceOf[int]) -> None:
+        """Write what the next round of that slot reads. What it raises fails the request, and no other."""
+        ...
 
 
 @dataclass(eq=False, slots=True)
@@ -26,6 +43,7 @@ class Sequence:
     stream: TextStream
     tokens: list[int]  # prompt and output; the last one is the root of the next tree
     arrival: float  # seconds, monotonic clock
+    host_work: tuple[HostWork, ...] = ()
     slot: int = NO_SLOT
     pages: list[int] = field(default_factory=list)
     num_cached: int = 0  # leading positions whose caches are committed
@@ -81,3 +99,8 @@ class Turn(NamedTuple):
     chunk: int
     most_nodes: int
     marks: tuple[tuple[int, int], ...] = ()  # positions behind which its state is to be kept, and where
+
+    def prepare(self) -> None:
+        """The host's part in the tree."""
+        for work in self.sequence.host_work if self.most_nodes else ():
+            work.prepare(self.sequence.slot, self.sequence.tokens)

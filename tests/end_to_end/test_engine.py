@@ -71,7 +71,7 @@ def test_preemption_changes_no_bit(stage: Stage, prefix_cache: bool, depth: int)
 @pytest.mark.parametrize("depth", [0, 1])
 def test_a_draft_model_changes_no_bit(stage: Stage, pool: Pool, tiny_checkpoint: TinyCheckpoint, depth: int) -> None:
     for folder, accepts in ((stage.loaded.name, True), (str(tiny_checkpoint("llama", 9, num_hidden_layers=2)), False)):
-        fields = {"drafters": ("draft-model",), "draft_model": folder, "adaptive": False, "chunk_tokens": 33}
+        fields: dict[str, Any] = {"drafters": ("draft-model",), "draft_model": folder, "adaptive": False, "chunk_tokens": 33}
         llm = stage.llm(pool.oracle, depth=depth, **fields)
         for _again in range(2):
             done = llm.generate(pool.requests[:: 2 if accepts else 5])
@@ -111,7 +111,8 @@ def test_trees_of_uneven_size_fill_a_round(stage: Stage, depth: int) -> None:
 def test_a_nucleus_of_many_tokens_changes_no_bit(stage: Stage, pool: Pool, monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
     """Where shapes are fixed, a few tokens are looked at first, and rows that need more are void for once."""
     monkeypatch.setattr(draw, "NARROW", 3)
-    for fields in ({}, {"drafters": ("adversarial",), "adaptive": False}):
+    trees: dict[str, Any] = {"drafters": ("adversarial",), "adaptive": False}
+    for fields in ({}, trees):
         llm = stage.llm(pool.oracle, depth=depth, **fields)
         for found in llm.generate(pool.requests):
             hold(found, pool.expected[found.request_id])

@@ -49,7 +49,7 @@ def accepted(f: Forest, rows: TreeRows, seed: int) -> tuple[Accepted, list[list[
         paths.append([first + step for step in tree.path(node)] if tree is not None else [0])
     kept = torch.tensor([path + [path[-1]] * (f.num_nodes - len(path)) for path in paths])
     sound = torch.arange(len(paths)) != UNSOUND
-    return Accepted(torch.tensor([len(path) - 1 for path in paths]), kept, torch.zeros_like(kept), sound), paths
+    return Accepted(torch.tensor([len(path) - 1 for path in paths]), kept, torch.zeros_like(kept), sound, torch.zeros(0)), paths
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -51,8 +51,9 @@ class Rejection:
         positions_M = verification.rows.positions_T[last_M]
         logs_MV = weights_MV.log().float().contiguous()
         own_M, _ = gumbel_argmax(logs_MV, keys, texts_M, positions_M, domain=Domain.RESIDUAL)
-        sound_T = torch.isfinite(verification.logits_TV.amax(dim=-1))
-        return _emit(verification, last_M, own_M, sound_T if settled_T is None else sound_T & settled_T)
+        tops_T, likeliest_T = verification.logits_TV.max(dim=-1)
+        sound_T = torch.isfinite(tops_T) if settled_T is None else torch.isfinite(tops_T) & settled_T
+        return _emit(verification, last_M, own_M, sound_T, likeliest_T)
 
 
 def walk(trees: RuleTrees, p_TV: Tensor, q_TV: Tensor, uniforms_MN: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,11 +91,12 @@ def _uniforms(trees: RuleTrees, seeds_S: Tensor) -> Tensor:
     return uniform(seeds_S[trees.texts_M], trees.bases_M, draws_N.expand(len(trees.roots_M), -1))
 
 
-def _emit(verification: Verification, last_M: Tensor, own_M: Tensor, sound_T: Tensor) -> Accepted:
+def _emit(verification: Verification, last_M: Tensor, own_M: Tensor, sound_T: Tensor, chosen_T: Tensor) -> Accepted:
     """The kept drafts, then the rule's own token."""
     rows = verification.rows
     num_M, rows_MD = rows.depths_T[last_M], rows.ancestors_TD[last_M]
     depths_D = torch.arange(rows_MD.shape[1], device=rows_MD.device)
     drafts_MD = rows.tokens_T[rows_MD].roll(-1, dims=1).masked_fill(depths_D >= num_M[:, None], -1)
     emitted_MD = drafts_MD.scatter(1, num_M[:, None], own_M[:, None])
-    return Accepted(num_M=num_M, rows_MD=rows_MD, emitted_MD=emitted_MD, sound_M=sound_T[rows_MD].all(dim=1))
+    sound_M = sound_T[rows_MD].all(dim=1)
+    return Accepted(num_M=num_M, rows_MD=rows_MD, emitted_MD=emitted_MD, sound_M=sound_M, chosen_T=chosen_T)

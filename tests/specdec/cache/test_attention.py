@@ -118,7 +118,9 @@ def test_an_accepted_path_is_moved_in_every_layer() -> None:
     kept = torch.zeros(3, size, dtype=torch.int64)
     kept[0] = torch.tensor(path + [5] * (size - len(path)))
     kept[1] = of_trees.trees_T.tolist().index(1)
-    accepted = Accepted(torch.tensor([3, 0, 0]), kept, kept, torch.tensor([True, True, True]))
+    accepted = Accepted(
+        torch.tensor([3, 0, 0]), kept, kept, torch.tensor([True, True, True]), torch.zeros(len(of_trees.tokens_T))
+    )
     cache.move(rows, of_trees, accepted, torch.tensor([6, 3, 0]))
     sources = of_trees.entries_T[path]
     targets = [7 * PAGE + 20 - PAGE + depth for depth in range(4)]

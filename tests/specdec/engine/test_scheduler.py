@@ -233,11 +233,12 @@ def test_pages_are_told_to_whom_they_were_given() -> None:
     a = sequence("a", 4)
     s.add(a)
     run_round(s)
-    assert s.new_pages == [], "those of an entrance are told with it"
+    assert s.take_new_pages() == ([], [], []), "those of an entrance are told with it"
     assert [(entered.request_id, mark) for entered, mark in s.admitted] == [("a", None)]
     run_round(s)
-    assert [(grown.request_id, first) for grown, first in s.new_pages] == [("a", 1)]
     assert len(a.pages) == 2
+    assert s.take_new_pages() == ([a.slot], [1], a.pages[1:])
+    assert s.take_new_pages() == ([], [], []), "once"
 
 
 def test_a_shared_beginning_is_not_computed_again() -> None:

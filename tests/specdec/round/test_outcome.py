@@ -81,6 +81,7 @@ def test_logprobs_are_those_of_the_token_that_each_kept_row_emitted(turn: int) -
         rows_MD=torch.tensor([[0, 2, 2, 2], [4, 4, 4, 4], [0, 0, 0, 0]]),
         emitted_MD=torch.tensor([[11, 12, -1, -1], [29, -1, -1, -1], [-1, -1, -1, -1]]),
         sound_M=torch.ones(3, dtype=torch.bool),
+        chosen_T=torch.zeros(7, dtype=torch.int64),
     )
     ring = ScoreRing(16, 3, 30, torch.device("cpu"))
     has_tree, turns = torch.tensor([True, True, False]), torch.tensor([turn])
