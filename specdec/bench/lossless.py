@@ -1,10 +1,15 @@
 """`specdec bench lossless`: does anything but (prompt, sampling parameters, seed) change a token or a logprob?
 
 The baseline decodes plainly, one request at a time, the prompt in one piece. Every setting repeats the same requests with
-speculation, company, cut prompts, cached prefixes or forced preemption, and must give the same bits.
+speculation, rounds ahead of the host, company that comes and goes, cut prompts, cached prefixes or forced preemption, and must
+give the same bits.
 """
 
+import itertools
+import random
 import struct
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,21 +20,27 @@ from specdec.bench.cases import Case, greedy_answers, prepare
 from specdec.bench.environment import conditions
 from specdec.bench.lossless_settings import (
     BATCH_SIZES,
+    HOST_DRAFTER,
     PREEMPTION,
     SMALL_PAGE,
     WHOLE_PROMPT,
+    Pass,
     Setting,
     make_requests,
     settings_for,
     under_pressure,
+    with_wishes,
 )
 from specdec.cache.kinds import cache_dtype, page_bytes
 from specdec.config import EngineConfig
+from specdec.drafters.adversarial.drafter import oracle_key
+from specdec.drafters.registry import on_host
 from specdec.llm import LLM, Completion
 from specdec.progress import Progress
-from specdec.request import Request, TokenLogprob
+from specdec.request import FinishReason, Request, RequestOutput, TokenLogprob
 
 _CACHE_GB = 2.0  # per engine, if not given
+_LEAVING = 1 / 8  # of the requests of a pass with traffic
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,10 +81,12 @@ class Comparison:
         return not (self.differing_tokens or self.differing_logprobs or self.differing_ends)
 
     def add(self, expected: Completion, found: Completion) -> None:
-        """Compare one request, bit for bit."""
-        tokens = differing(expected.token_ids, found.token_ids)
-        logprobs = differing([_bits(x) for x in expected.logprobs], [_bits(x) for x in found.logprobs])
-        end = (expected.finish_reason, expected.stop_reason) != (found.finish_reason, found.stop_reason)
+        """Compare one request, bit for bit; one that left early as far as it got."""
+        left = found.finish_reason is FinishReason.ABORT
+        until = len(found.token_ids) if left else None
+        tokens = differing(expected.token_ids[:until], found.token_ids)
+        logprobs = differing([_bits(x) for x in expected.logprobs[:until]], [_bits(x) for x in found.logprobs])
+        end = not left and (expected.finish_reason, expected.stop_reason) != (found.finish_reason, found.stop_reason)
         self.requests += 1
         self.tokens += max(len(expected.token_ids), len(found.token_ids))
         self.differing_tokens += len(tokens)
@@ -101,8 +114,7 @@ def run(settings: LosslessSettings, progress: Progress) -> dict[str, Any]:
     short, num_pages = under_pressure(requests, small.page_size)
     tight = replace(small, cache_gb=_tight_gb(small, loaded, num_pages))
     comparisons: list[Comparison] = []
-    on_gpu = llm.assembled.device != "cpu"
-    for setting in settings_for(settings.config, small, tight, settings.batch_sizes, on_gpu=on_gpu):
+    for setting in settings_for(settings.config, small, tight, settings.batch_sizes):
         chosen = short if setting.only_short else requests
         comparisons += _compare(setting, loaded, chosen, baselines.at(setting.config.page_size), progress)
     return {
@@ -121,6 +133,7 @@ def run(settings: LosslessSettings, progress: Progress) -> dict[str, Any]:
             "self_test": "exact" if llm.assembled.self_test.exact else llm.assembled.self_test.failure,
         },
         "results": {
+            "tokens": sum(comparison.tokens for comparison in comparisons),
             "same": all(comparison.same for comparison in comparisons),
             "not_tried": [
                 found.setting for found in comparisons if found.setting.startswith(PREEMPTION) and not found.preemptions
@@ -192,15 +205,26 @@ def _compare(
     The adversary knows the answers, so that some drafts are right; not where requests have to live long enough to be
     pushed out.
     """
-    oracle = {} if setting.only_short else {name: tuple(answer.token_ids) for name, answer in expected.items()}
-    llm = LLM(assemble.build(setting.config, progress, loaded, oracle=oracle))
-    for name, size in setting.passes:
+    answers = {} if setting.only_short else {oracle_key(r.prompt_ids, r.sampling): expected[r.request_id] for r in requests}
+    oracle = {key: tuple(answer.token_ids) for key, answer in answers.items()}
+    own = {HOST_DRAFTER: on_host(_what_followed)}
+    llm = LLM(assemble.build(setting.config, progress, loaded, oracle, setting.fixed_shapes, own))
+    for pass_ in setting.passes:
+        asked = with_wishes(requests, setting.config.drafters) if pass_.odd else requests
         before = llm.engine.status().num_preemptions
-        comparison = Comparison(setting=name)
-        for found in _generate(llm, [requests[i : i + size] for i in range(0, len(requests), size)], progress, name):
+        comparison = Comparison(setting=pass_.name)
+        for found in _served(llm, pass_, asked, progress):
             comparison.add(expected[found.request_id], found)
         comparison.preemptions = llm.engine.status().num_preemptions - before
         yield comparison
+
+
+def _served(llm: LLM, pass_: Pass, requests: Sequence[Request], progress: Progress) -> Iterator[Completion]:
+    if pass_.at_once:
+        groups = [requests[i : i + pass_.at_once] for i in range(0, len(requests), pass_.at_once)]
+        yield from _generate(llm, groups, progress, pass_.name)
+    else:
+        yield from _traffic(llm, requests, progress, pass_.name)
 
 
 def _generate(llm: LLM, groups: Sequence[Sequence[Request]], progress: Progress, description: str) -> Iterator[Completion]:
@@ -208,6 +232,40 @@ def _generate(llm: LLM, groups: Sequence[Sequence[Request]], progress: Progress,
         for group in groups:
             yield from llm.generate(group)
             advance(len(group))
+
+
+def _traffic(llm: LLM, requests: Sequence[Request], progress: Progress, description: str) -> list[Completion]:
+    """Requests come before random rounds, a few at once or after a pause, and one in eight leaves early."""
+    random_ = random.Random(0)  # anyone sees the same traffic
+    engine, started, round_ = llm.engine, time.perf_counter(), 0
+    done = {request.request_id: Completion(request_id=request.request_id) for request in requests}
+    arrivals, leaves = deque[tuple[int, Request]](), list[tuple[int, str]]()
+    for request in random_.sample(requests, len(requests)):
+        round_ += random_.choice((0, 0, 1, 2, 5))
+        arrivals.append((round_, request))
+        if random_.random() < _LEAVING:
+            leaves.append((round_ + random_.randrange(request.sampling.max_tokens), request.request_id))
+
+    def sink(output: RequestOutput) -> None:
+        done[output.request_id].add(output, time.perf_counter() - started)
+
+    with progress.task(description, len(requests)) as advance:
+        for round_ in itertools.count():
+            while arrivals and arrivals[0][0] <= round_:
+                engine.submit(arrivals.popleft()[1], sink)
+                advance(1)
+            for _, name in (leave for leave in leaves if leave[0] == round_):
+                engine.abort(name)
+            if not engine.step() and not arrivals:
+                break
+    return list(done.values())
+
+
+def _what_followed(tokens: Sequence[int]) -> Sequence[int]:
+    """A draft in plain Python: what followed the last token where it stood before."""
+    places = (place for place in range(len(tokens) - 2, -1, -1) if tokens[place] == tokens[-1])
+    place = next(places, len(tokens) - 1)
+    return list(tokens[place + 1 : place + 4])
 
 
 def _tight_gb(config: EngineConfig, loaded: assemble.LoadedModel, num_pages: int) -> float:

@@ -5,31 +5,46 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specdec.bench.cases import Case
-from specdec.config import EngineConfig
-from specdec.request import Request, SamplingParams
+from specdec.config import DEFAULT_DRAFTERS, DRAFTERS, EngineConfig
+from specdec.request import Request, SamplingParams, SpeculationParams
 
 TEMPERATURES = (0.0, 0.7, 1.0)
 BATCH_SIZES = (1, 2, 3, 4, 5, 6, 7, 8)
 SMALL_PAGE = 16  # tokens
 PREEMPTION = "preemption"  # how the names of the settings begin that force it
 WHOLE_PROMPT = 1 << 16  # chunk_tokens that cuts no prompt
+HOST_DRAFTER = "host"  # a drafter in plain Python, whose sequences sit out between rounds
+DEPTHS = (0, 1, 2)
 _SHORT_CHUNK = 16
 _FULL = max(BATCH_SIZES)
-_LOOP_NODES = 8
+_LENGTHS = 4  # that requests differ in
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """Requests on their way through an engine.
+
+    at_once: that come together, the next when all of them have ended; 0: each comes before some round of its own, and some
+        leave before their end.
+    odd: every third has a wish of its own: no speculation, few nodes, one drafter.
+    """
+
+    name: str
+    at_once: int = 0
+    odd: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """An engine, and the passes that requests make through it: (name, requests at once)."""
+    """An engine, and the passes that requests make through it."""
 
     config: EngineConfig
-    passes: tuple[tuple[str, int], ...]
+    passes: tuple[Pass, ...]
     only_short: bool = False  # only requests that fit the small cache, see `under_pressure`
+    fixed_shapes: bool | None = None  # see `specdec.assemble.build`
 
 
-def settings_for(
-    config: EngineConfig, small: EngineConfig, tight: EngineConfig, batch_sizes: Sequence[int], *, on_gpu: bool
-) -> list[Setting]:
+def settings_for(config: EngineConfig, small: EngineConfig, tight: EngineConfig, batch_sizes: Sequence[int]) -> list[Setting]:
     """Every way in which a request may be served.
 
     Args:
@@ -37,63 +52,70 @@ def settings_for(
         small: the same with small pages, which short answers fill.
         tight: small pages, and a cache that two of the short requests outgrow.
         batch_sizes: how many requests share the rounds with adversarial trees.
-        on_gpu: where rounds may run ahead of the host.
     """
-    config, small, tight = (replace(each, depth=0) for each in (config, small, tight))
-    several = (*config.drafters, "adversarial")
-    chunked, whole = (
-        replace(_adversarial(config), chunk_tokens=_SHORT_CHUNK),
-        replace(_adversarial(config), chunk_tokens=WHOLE_PROMPT),
-    )
-    cached = replace(_adversarial(config), prefix_cache=True)
-    cached_small = replace(_adversarial(small), prefix_cache=True)
+    adversarial = _whole_trees(config, ("adversarial",))
+    several = replace(_whole_trees(config, (*config.drafters, "adversarial", HOST_DRAFTER)), depth=1)
+    chunked, whole = (replace(adversarial, chunk_tokens=tokens) for tokens in (_SHORT_CHUNK, WHOLE_PROMPT))
+    cached, cached_small = (replace(_whole_trees(each, ("adversarial",)), prefix_cache=True) for each in (config, small))
     pressed = replace(tight, max_model_len=None)
     return [
-        Setting(_together(config, ()), ((f"plain, {_FULL} at once", _FULL),)),
-        Setting(_adversarial(config), tuple((f"adversarial trees, {size} at once", size) for size in batch_sizes)),
-        Setting(_together(config, several), ((f"{', '.join(several)}: {_FULL} at once", _FULL),)),
-        Setting(replace(config, max_batch=_FULL, prefix_cache=False), ((f"planned trees, {_FULL} at once", _FULL),)),
-        Setting(chunked, ((f"prompts in chunks of {_SHORT_CHUNK}, 4 at once", 4),)),
-        Setting(whole, (("prompts whole, 4 at once", 4),)),
-        Setting(cached, (("prefix cache filling, 4 at once", 4), ("prefix cache hit, 4 at once", 4))),
+        Setting(_whole_trees(config, ()), (Pass(name="plain", at_once=_FULL), Pass(name="plain, traffic"))),
+        Setting(adversarial, tuple(Pass(name=f"adversarial trees, {size} at once", at_once=size) for size in batch_sizes)),
+        *(_at_depth(adversarial, depth) for depth in DEPTHS),
+        *(_of_drafters(config, names) for names in _apart(config)),
+        Setting(several, (Pass(name=f"{', '.join(several.drafters)}: depth 1, traffic, odd requests", odd=True),)),
         Setting(
-            cached_small, (("small pages, prefix cache filling, 4 at once", 4), ("small pages, prefix cache hit, 4 at once", 4))
+            replace(config, max_batch=_FULL, prefix_cache=False),
+            (Pass(name="planned trees", at_once=_FULL), Pass(name="planned trees, traffic, odd requests", odd=True)),
         ),
-        Setting(_together(pressed, ()), ((f"{PREEMPTION}, plain, {_FULL} at once", _FULL),), only_short=True),
-        Setting(_adversarial(pressed), ((f"{PREEMPTION}, adversarial trees, {_FULL} at once", _FULL),), only_short=True),
-        *(_ahead_of_the_host(config) if on_gpu else ()),
+        Setting(chunked, (Pass(name=f"prompts in chunks of {_SHORT_CHUNK} beside answers, traffic"),)),
+        Setting(whole, (Pass(name="prompts whole, 4 at once", at_once=4),)),
+        Setting(cached, _filling_and_hit("prefix cache")),
+        Setting(cached_small, _filling_and_hit("small pages, prefix cache")),
+        *(
+            Setting(_whole_trees(pressed, drafters), (Pass(name=f"{PREEMPTION}, {name}", at_once=_FULL),), only_short=True)
+            for name, drafters in (("plain", ()), ("adversarial trees", ("adversarial",)))
+        ),
     ]
 
 
-def _ahead_of_the_host(config: EngineConfig) -> list[Setting]:
-    ahead = replace(config, depth=1, max_batch=_FULL, prefix_cache=False)
-    wide = replace(ahead, adaptive=False, max_tree_nodes=_LOOP_NODES)
-    engines = (("plain", replace(ahead, drafters=())), ("planned drafts", ahead), (f"{_LOOP_NODES - 1} drafts", wide))
-    return [
-        Setting(engine, tuple((f"ahead of the host, {name}, {size} at once", size) for size in (1, 3, _FULL)))
-        for name, engine in engines
-    ]
+def _at_depth(config: EngineConfig, depth: int) -> Setting:
+    """Rounds ahead of the host have fixed shapes here, as they have on a GPU."""
+    passes = (Pass(name=f"depth {depth}, traffic, odd requests", odd=True), Pass(name=f"depth {depth}, 3 at once", at_once=3))
+    return Setting(replace(config, depth=depth), passes, fixed_shapes=True if depth else None)
 
 
-def _together(config: EngineConfig, drafters: tuple[str, ...]) -> EngineConfig:
+def _of_drafters(config: EngineConfig, names: tuple[str, ...]) -> Setting:
+    config = replace(_whole_trees(config, names), depth=1)
+    return Setting(config, (Pass(name=f"{', '.join(names)}: whole trees, depth 1, traffic"),))
+
+
+def _apart(config: EngineConfig) -> list[tuple[str, ...]]:
+    """Every drafter, the lookups of the text together; the draft model where one is named."""
+    others = [(name,) for name in DRAFTERS if name not in DEFAULT_DRAFTERS]
+    return [DEFAULT_DRAFTERS, *(names for names in others if names != ("draft-model",) or config.draft_model is not None)]
+
+
+def _filling_and_hit(name: str) -> tuple[Pass, ...]:
+    return Pass(name=f"{name} filling, 4 at once", at_once=4), Pass(name=f"{name} hit, traffic")
+
+
+def _whole_trees(config: EngineConfig, drafters: tuple[str, ...]) -> EngineConfig:
     """Drafts are verified whole, whether they pay or not."""
     draft_model = config.draft_model if "draft-model" in drafters else None
     return replace(config, max_batch=_FULL, prefix_cache=False, adaptive=False, drafters=drafters, draft_model=draft_model)
 
 
-def _adversarial(config: EngineConfig) -> EngineConfig:
-    return _together(config, ("adversarial",))
-
-
 def make_requests(cases: Sequence[Case], vocab_size: int, seeds: int, max_tokens: int) -> list[Request]:
-    """Every case at every temperature with every seed; the other sampling parameters take turns."""
+    """Every case at every temperature with every seed; the other sampling parameters and the lengths take turns."""
     varieties = _varieties(vocab_size, max_tokens)
     requests: list[Request] = []
     for case in cases:
         for temperature in TEMPERATURES:
             for seed in range(seeds):
                 name, fields = varieties[len(requests) % len(varieties)]
-                sampling = SamplingParams(temperature=temperature, seed=seed, max_tokens=max_tokens, logprobs=3, **fields)
+                tokens = max(max_tokens - len(requests) % _LENGTHS, 1)
+                sampling = SamplingParams(temperature=temperature, seed=seed, max_tokens=tokens, logprobs=3, **fields)
                 requests.append(
                     Request(
                         request_id=f"{case.id}, temperature {temperature:g}, seed {seed}, {name}",
@@ -103,6 +125,19 @@ def make_requests(cases: Sequence[Case], vocab_size: int, seeds: int, max_tokens
                     )
                 )
     return requests
+
+
+def with_wishes(requests: Sequence[Request], drafters: Sequence[str]) -> list[Request]:
+    """Every third request wishes for something else in how its drafts are made."""
+    wishes = [
+        SpeculationParams(enabled=False),
+        SpeculationParams(max_nodes=2),
+        *(SpeculationParams(drafter=name) for name in drafters),
+    ]
+    return [
+        replace(request, speculation=wishes[number // 3 % len(wishes)]) if number % 3 == 0 else request
+        for number, request in enumerate(requests)
+    ]
 
 
 def under_pressure(requests: Sequence[Request], page_size: int) -> tuple[list[Request], int]:
@@ -121,13 +156,17 @@ def _pages(request: Request, page_size: int) -> int:
 
 
 def _varieties(vocab_size: int, max_tokens: int) -> list[tuple[str, dict[str, Any]]]:
-    """Seven, a prime, so that temperatures and seeds meet all of them."""
+    """Seven, a prime, so that temperatures, seeds and lengths meet all of them."""
+    quarter = max_tokens // 4
     return [
         ("no filter", {}),
         ("penalties", {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.4}),
         ("top_k 40", {"top_k": 40, "ignore_eos": True}),
         ("top_p 0.9", {"top_p": 0.9}),
-        ("min_p 0.05", {"min_p": 0.05, "min_tokens": max_tokens // 2}),
+        ("min_p 0.05", {"min_p": 0.05, "min_tokens": quarter}),
         ("logit_bias", {"logit_bias": dict.fromkeys(range(0, vocab_size, max(1, vocab_size // 50)), 4.0)}),
-        ("stop", {"stop": ("e ", ".\n"), "top_k": 100, "top_p": 0.95, "repetition_penalty": 1.1, "min_tokens": 4}),
+        (
+            "stop",
+            {"stop": ("e ", ".\n"), "top_k": 100, "top_p": 0.95, "repetition_penalty": 1.1, "min_tokens": quarter},
+        ),
     ]

@@ -27,7 +27,8 @@ def lossless(
     if quick:
         settings = lossless.quick(settings)
     data = lossless.run(settings, on_stderr())
-    title = f"Losslessness of {config.model}: every setting against plain decoding, one request at a time"
+    tokens = data["results"]["tokens"]
+    title = f"Losslessness of {config.model}: every setting against plain decoding, one request at a time; {tokens:,} tokens"
     show(title, report.lossless_rows(data), data)
     end(
         [

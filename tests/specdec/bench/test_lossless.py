@@ -6,10 +6,17 @@ import pytest
 
 from specdec.bench import lossless
 from specdec.bench.cases import Case
-from specdec.bench.lossless_settings import TEMPERATURES, make_requests, settings_for, under_pressure
-from specdec.config import EngineConfig
+from specdec.bench.lossless_settings import (
+    HOST_DRAFTER,
+    TEMPERATURES,
+    make_requests,
+    settings_for,
+    under_pressure,
+    with_wishes,
+)
+from specdec.config import DRAFTERS, EngineConfig
 from specdec.llm import Completion
-from specdec.request import FinishReason, Request, SamplingParams, TokenLogprob
+from specdec.request import FinishReason, Request, SamplingParams, SpeculationParams, TokenLogprob
 
 CASES = [Case(id=f"c{i}", content_type="chat", prompt_ids=(1, 2), prediction_ids=(3,)) for i in range(3)]
 
@@ -62,16 +69,33 @@ def test_requests_under_pressure_fit_alone_and_not_together(lengths: list[int]) 
 
 
 def test_lossless_settings_cover_the_ways_of_serving() -> None:
-    config = EngineConfig()
+    config = EngineConfig(draft_model="smaller")
     small = replace(config, page_size=16)
-    settings = settings_for(config, small, replace(small, cache_gb=0.01), (1, 8), on_gpu=False)
-    names = [name for setting in settings for name, _ in setting.passes]
-    assert len(set(names)) == len(names)
+    settings = settings_for(config, small, replace(small, cache_gb=0.01), (1, 8))
+    passes = [pass_ for setting in settings for pass_ in setting.passes]
+    assert len({pass_.name for pass_ in passes}) == len(passes)
     assert any(not setting.config.drafters for setting in settings)
+    assert {name for setting in settings for name in setting.config.drafters} == {*DRAFTERS, "adversarial", HOST_DRAFTER}
     assert {setting.config.prefix_cache for setting in settings} == {True, False}
     assert 0.01 in {setting.config.cache_gb for setting in settings}
-    assert {size for setting in settings for _, size in setting.passes} >= {1, 8}
-    assert not any(setting.config.device_loop for setting in settings), "the host is in every round"
-    ahead = settings_for(config, small, replace(small, cache_gb=0.01), (1, 8), on_gpu=True)[len(settings) :]
-    assert ahead
-    assert all(setting.config.device_loop for setting in ahead)
+    assert {pass_.at_once for pass_ in passes} >= {0, 1, 8}
+    ahead = {setting.config.depth for setting in settings if setting.fixed_shapes and any(p.odd for p in setting.passes)}
+    assert ahead == {1, 2}
+
+
+def test_a_third_of_the_requests_has_wishes_of_every_kind() -> None:
+    plain = make_requests(CASES, 1000, 2, 8)
+    asked = with_wishes(plain, ("ngram",))
+    wishes = [request.speculation for request in asked if request.speculation != SpeculationParams()]
+    assert len(wishes) == len(plain) / 3
+    assert {(wish.enabled, wish.max_nodes, wish.drafter) for wish in wishes} == {
+        (False, None, None), (True, 2, None), (True, None, "ngram")
+    }  # fmt: skip
+    assert [request.sampling for request in asked] == [request.sampling for request in plain]
+
+
+def test_a_request_that_left_is_compared_as_far_as_it_got() -> None:
+    comparison = lossless.Comparison(setting="s")
+    for tokens, differs in (([1, 2], 0), ([], 0), ([1, 9], 1)):
+        comparison.add(completion([1, 2, 3]), replace(completion(tokens), finish_reason=FinishReason.ABORT))
+        assert (comparison.differing_tokens, comparison.differing_ends) == (differs, 0)
