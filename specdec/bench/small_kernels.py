@@ -148,7 +148,8 @@ class Inputs:
     @cached_property
     def accepted(self) -> Accepted:
         """What is kept of the trees."""
-        return Accepted(*walk_trees_triton(self.rows, self.layout.nodes_M, self.layout.firsts_M, *self.chosen, None))
+        walked = walk_trees_triton(self.rows, self.layout.nodes_M, self.layout.firsts_M, *self.chosen, None)
+        return Accepted(*(*walked, self.chosen[0]))
 
     @cached_property
     def lookup(self) -> tuple[Library, Tensor, Tensor, Tensor]:

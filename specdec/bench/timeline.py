@@ -215,6 +215,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=1024, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of each answer")
     parser.add_argument("--cache-gb", type=float, help="memory of an engine's caches; what is needed, if not given")
+    parser.add_argument("--nodes", type=int, default=4, help="of each draft tree, all verified")
     parser.add_argument("--drafter", choices=["none", "ngram"], nargs="+", default=["none"])
     return parser.parse_args()
 
@@ -227,6 +228,8 @@ def main() -> None:
         device=args.device,
         dtype=args.dtype,
         drafters=(),
+        adaptive=False,
+        max_tree_nodes=args.nodes,
         prefix_cache=False,
         max_batch=max(*args.streams, *(args.kernels or [1])),
         cache_gb=args.cache_gb,

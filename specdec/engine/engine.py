@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specdec.arrays import BoolArray, IntArray
-from specdec.draft.planner import Planner, Seen
+from specdec.arrays import IntArray
+from specdec.draft.planner import Planner
 from specdec.engine.admission import Admission
+from specdec.engine.learning import learn
 from specdec.engine.metrics import EngineMetrics
 from specdec.engine.output import emit, read_logprobs
 from specdec.engine.scheduler import Scheduler
@@ -276,7 +277,7 @@ class Engine:
     def _settle(self, turns: list[Turn], outcome: Outcome) -> None:
         """Each sequence takes its tokens; those that end leave. What came after an end is void."""
         present = [turn.sequence.epoch == turn.epoch for turn in turns]
-        self._learn(outcome, np.array(present))
+        learn(self._planner, outcome, np.array(present), self._context)
         columns = (outcome.plan.nodes, outcome.sound, outcome.accepted, outcome.drafted, outcome.emitted)
         told = zip(*(column.tolist() for column in columns), strict=True)
         for index, (turn, (nodes, sound, accepted, drafted, emitted)) in enumerate(zip(turns, told, strict=True)):
@@ -295,30 +296,6 @@ class Engine:
                 self._take(sequence, outcome, index, emitted[: accepted + 1], drafted)
             else:
                 self._retry(sequence, outcome.shape.nucleus)
-
-    def _learn(self, outcome: Outcome, present: BoolArray) -> None:
-        """What a round took, and what became of its drafts."""
-        plan, shape = outcome.plan, outcome.shape
-        if outcome.drafting_seconds is not None:
-            self._planner.costs.observe_drafting(outcome.drafting_seconds)
-        if outcome.seconds is not None:
-            distinct = plan.num_chunk + plan.num_trees + int(outcome.drafted.sum())
-            rows = max(shape.chunk + shape.trees, distinct)
-            self._planner.costs.observe(rows, distinct, self._context, outcome.seconds, shape.drafting)
-        if shape.drafting:
-            chosen = present & outcome.sound & (plan.nodes > 0)
-            seen = Seen(
-                slots=plan.slots,
-                accepted=outcome.accepted,
-                drafted=outcome.drafted,
-                offers=outcome.offers,
-                offered=outcome.offered,
-                paths=outcome.paths,
-                kinds=outcome.kinds,
-                parents=outcome.parents,
-                survivals=outcome.survivals,
-            )
-            self._planner.observe(seen if chosen.all() else Seen._make(column[chosen] for column in seen))
 
     def _take(self, sequence: Sequence, outcome: Outcome, index: int, emitted: list[int], drafted: int) -> None:
         """What a round emitted for a sequence. This runs for every member of every round."""

@@ -58,7 +58,9 @@ def test_bench_lossless_finds_no_difference(model: str) -> None:
         assert row["tokens"] > 0
         assert [row[name] for name in row if name.startswith("differing")] == [0, 0, 0], row
     assert any(row["preemptions"] for row in report["results"]["settings"])
-    assert {row["setting"] for row in report["results"]["settings"] if row["accepted_drafts"]} > {"adversarial trees, 8 at once"}
+    assert {row["setting"] for row in report["results"]["settings"] if row["accepted_drafts"]} > {
+        "adversarial trees, 8 at once"
+    }
 
 
 def test_bench_acceptance_writes_its_reports(model: str, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def decided(seed: int, drafted: bool = True, num_nodes: int = 8) -> Round:
     follows = (torch.rand(len(chosen), generator=generator) < 0.8) & (rows.depths_T > 0)
     chosen[rows.parents_T[follows]] = rows.tokens_T[follows]
     tops = torch.where(torch.rand(len(chosen), generator=generator) < 0.1, torch.nan, 0.0)
-    accepted = Accepted(*walk_trees_reference(rows, f.layout.nodes_M, f.layout.firsts_M, chosen, tops, None))
+    accepted = Accepted(*(*walk_trees_reference(rows, f.layout.nodes_M, f.layout.firsts_M, chosen, tops, None), chosen))
     ring = torch.full((TURNS, members * told_width(num_nodes, True) + 9), -7)
     counts = integers(0, 3, members + 1, VOCAB).int()
     return Round(f, rows, accepted, Verified(candidates, trees) if drafted else None, ring, torch.tensor([seed]), counts)

@@ -102,7 +102,7 @@ def test_the_kernel_walks_as_the_reference_does(number: int, kernel_device: torc
         expected = walk_trees_reference(*arguments)
         found = kernel.walk_trees_triton(*moved(arguments, kernel_device))
         has_tree = f.layout.nodes_M > 0
-        for field, mine, theirs in zip(fields(Accepted), found, expected, strict=True):
+        for field, mine, theirs in zip(fields(Accepted)[:4], found, expected, strict=True):
             assert same(mine.cpu()[has_tree], theirs[has_tree]), field.name
         assert (found[2].cpu()[~has_tree] == -1).all()
         assert ((found[1] >= 0) & (found[1] < len(chosen))).all(), "void rows can be read"
