@@ -9,15 +9,15 @@ import numpy as np
 
 from specdec.arrays import FloatArray, IntArray
 
-ROW_BUCKETS = np.array(
+COST_BUCKETS = np.array(
     [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192]
 )
-_MOST_ROWS = int(ROW_BUCKETS[-1])  # more are held to cost the same
-_COLUMNS = np.searchsorted(ROW_BUCKETS, np.arange(_MOST_ROWS + 1))  # the bucket of each number of rows
+_MOST_ROWS = int(COST_BUCKETS[-1])  # more are held to cost the same
+_COLUMNS = np.searchsorted(COST_BUCKETS, np.arange(_MOST_ROWS + 1))  # the bucket of each number of rows
 _STEPPED_ROWS = 64
 _LOOKED_UP = 513  # numbers of rows whose cost is kept: all rounds without long prompts
 # rows are padded to buckets up to here
-_PADDED = np.where(np.arange(_MOST_ROWS + 1) <= _STEPPED_ROWS, ROW_BUCKETS[_COLUMNS], np.arange(_MOST_ROWS + 1))
+_PADDED = np.where(np.arange(_MOST_ROWS + 1) <= _STEPPED_ROWS, COST_BUCKETS[_COLUMNS], np.arange(_MOST_ROWS + 1))
 _FIRST_CONTEXT = 256  # contexts are told apart by powers of two from here
 _NUM_CONTEXTS = 16
 # the next four: fitted on rounds of SmolLM2 and of a 30B mixture of experts on an H200, whose medians drift by a percent a
@@ -33,10 +33,10 @@ class CostTable:
     """Seconds of a round."""
 
     def __init__(self) -> None:
-        self._seconds = np.full((_NUM_CONTEXTS, len(ROW_BUCKETS)), np.nan)
+        self._seconds = np.full((_NUM_CONTEXTS, len(COST_BUCKETS)), np.nan)
         self._drawn = self._seconds.copy()  # what `_curves` were drawn from
         self._curves: dict[int, tuple[FloatArray, FloatArray]] = {}
-        self._repeats = np.ones(len(ROW_BUCKETS))  # share of its own cost that a repeated row costs, by row bucket
+        self._repeats = np.ones(len(COST_BUCKETS))  # share of its own cost that a repeated row costs, by row bucket
         self._drafting: float | None = None  # seconds that drafting adds, whatever is verified
 
     @property
@@ -74,8 +74,8 @@ class CostTable:
         """The expected seconds of rounds without drafting; never less for more rows. All 1 before the first measurement."""
         curve, by_rows = self._curve(context_bucket(context))
         rows = np.minimum(rows, _MOST_ROWS)
-        least = np.interp(distinct, ROW_BUCKETS, curve)
-        whole = by_rows[rows] if rows.max() < len(by_rows) else np.interp(_PADDED[rows], ROW_BUCKETS, curve)
+        least = np.interp(distinct, COST_BUCKETS, curve)
+        whole = by_rows[rows] if rows.max() < len(by_rows) else np.interp(_PADDED[rows], COST_BUCKETS, curve)
         mixed: FloatArray = least + self._repeats[_COLUMNS[rows]] * (whole - least)
         return mixed
 
@@ -86,7 +86,7 @@ class CostTable:
     @staticmethod
     def _whole(curves: tuple[FloatArray, FloatArray], rows: int) -> float:
         curve, by_rows = curves
-        return float(by_rows[rows] if rows < len(by_rows) else np.interp(rows, ROW_BUCKETS, curve))
+        return float(by_rows[rows] if rows < len(by_rows) else np.interp(rows, COST_BUCKETS, curve))
 
     @property
     def _known(self) -> bool:
@@ -110,7 +110,7 @@ class CostTable:
     def _observe_repeats(self, rows: int, distinct: int, context: int, seconds: float) -> None:
         curves = self._curve(context_bucket(context))
         curve, rows = curves[0], min(rows, _MOST_ROWS)
-        least, whole = float(np.interp(distinct, ROW_BUCKETS, curve)), self._whole(curves, rows)
+        least, whole = float(np.interp(distinct, COST_BUCKETS, curve)), self._whole(curves, rows)
         if whole - least < _TELLING * curve[0]:
             return
         column = _COLUMNS[rows]
@@ -121,14 +121,14 @@ class CostTable:
         """float64 [row buckets] of one context bucket; the same by numbers of rows, as these are padded, for the first few."""
         if bucket not in self._curves:
             curve = _monotone(self._fill(bucket))
-            self._curves[bucket] = curve, np.interp(_PADDED[:_LOOKED_UP], ROW_BUCKETS, curve)
+            self._curves[bucket] = curve, np.interp(_PADDED[:_LOOKED_UP], COST_BUCKETS, curve)
         return self._curves[bucket]
 
     def _fill(self, bucket: int) -> FloatArray:
         measured = ~np.isnan(self._drawn)
         known = np.flatnonzero(measured.any(1))
         if not len(known):
-            return np.ones(len(ROW_BUCKETS))
+            return np.ones(len(COST_BUCKETS))
         # the nearest context that was measured well lends its shape where this one was not
         full = known[measured[known].sum(1) * 2 >= measured[known].sum(1).max()]
         shape = full[np.argmin(np.abs(full - bucket))]
@@ -136,18 +136,18 @@ class CostTable:
         own = measured[bucket]
         if shape != bucket and own.any():
             ratio = self._drawn[bucket, own] / curve[own]
-            curve = curve * np.exp(np.interp(ROW_BUCKETS, ROW_BUCKETS[own], np.log(ratio)))
+            curve = curve * np.exp(np.interp(COST_BUCKETS, COST_BUCKETS[own], np.log(ratio)))
         return curve
 
 
 def _interpolate(seconds: FloatArray) -> FloatArray:
     """Fill NaNs linearly in the number of rows; beyond the last two measurements the line through them goes on."""
     known = np.flatnonzero(~np.isnan(seconds))
-    filled: FloatArray = np.interp(ROW_BUCKETS, ROW_BUCKETS[known], seconds[known])
+    filled: FloatArray = np.interp(COST_BUCKETS, COST_BUCKETS[known], seconds[known])
     if len(known) >= 2:
         before, last = known[-2:]
-        slope = max(seconds[last] - seconds[before], 0.0) / (ROW_BUCKETS[last] - ROW_BUCKETS[before])
-        filled[last + 1 :] = seconds[last] + slope * (ROW_BUCKETS[last + 1 :] - ROW_BUCKETS[last])
+        slope = max(seconds[last] - seconds[before], 0.0) / (COST_BUCKETS[last] - COST_BUCKETS[before])
+        filled[last + 1 :] = seconds[last] + slope * (COST_BUCKETS[last + 1 :] - COST_BUCKETS[last])
     return filled
 
 

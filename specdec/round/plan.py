@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from specdec.arrays import FloatArray, IntArray, share_evenly
+from specdec.draft.cost import COST_BUCKETS
 from specdec.kernels.tree_rows import Layout
 from specdec.kernels.tree_select import MAX_NODES
 from specdec.round.sample.draw import Nucleus
 
-ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-MOST_TREE_ROWS = ROW_BUCKETS[-1]  # of all members together
+MOST_TREE_ROWS = 256  # of all members together
+ROW_BUCKETS: tuple[int, ...] = tuple(rows for rows in COST_BUCKETS.tolist() if rows <= MOST_TREE_ROWS)  # tree rows of recorded rounds
 # prompt rows of a recorded round; beyond, multiples of the first
 CHUNK_BUCKETS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 _FEWEST_PAGES = 4

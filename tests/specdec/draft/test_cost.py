@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from specdec.draft.cost import ROW_BUCKETS, CostTable, context_bucket
+from specdec.draft.cost import COST_BUCKETS, CostTable, context_bucket
 
 MEASURED_ROWS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -109,7 +109,7 @@ def test_a_shift_moves_every_round_alike() -> None:
 def test_contexts_are_told_apart_by_powers_of_two() -> None:
     found = [context_bucket(context) for context in (0, 1, 256, 257, 512, 513, 1024, 1025, 1 << 40)]
     assert found == [0, 0, 0, 1, 1, 2, 2, 3, 15]
-    assert (np.diff(ROW_BUCKETS) > 0).all()
+    assert (np.diff(COST_BUCKETS) > 0).all()
 
 
 def test_a_round_never_costs_nothing_however_long_drafting_takes_on_average() -> None:
