@@ -13,6 +13,7 @@ Matrix products keep a row's bits when the row count is a multiple of some small
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -209,7 +210,7 @@ def tree_attention_tiles(
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     out = attend(clean=False)
-    if not bool(out.sum().isfinite()):
+    if not math.isfinite(out.sum().item()):
         out = attend(clean=True)
     return out.to(q_RHD.dtype)
 
