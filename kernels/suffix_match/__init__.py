@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.linear import uses_triton
-from specdec.kernels.suffix_match.reference import NUM_PLACES, suffix_candidates_reference
+from specdec.kernels.suffix_match.host import suffix_candidates_host
+from specdec.kernels.suffix_match.reference import NUM_PLACES
 
 __all__ = ["LONGEST_MATCH", "NUM_PLACES", "SEPARATOR", "Library", "Origin", "num_candidates", "suffix_candidates"]
 
@@ -79,4 +80,4 @@ def suffix_candidates(
         from specdec.kernels.suffix_match.kernel import suffix_candidates_triton
 
         return suffix_candidates_triton(library, texts_M, labels, shifts_S, width=width)
-    return suffix_candidates_reference(library, texts_M, labels, shifts_S, width=width)
+    return suffix_candidates_host(library, texts_M, labels, shifts_S, width=width)

@@ -1,6 +1,6 @@
 """Reference of the suffix match, in plain PyTorch: text by text, and of each only the places where its last token stands.
 
-It is the CPU's path too. See the package for the legend.
+See the package for the legend.
 """
 
 from typing import TYPE_CHECKING

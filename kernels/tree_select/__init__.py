@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.linear import uses_triton
-from specdec.kernels.tree_select.reference import OFFERED, select_trees_reference
+from specdec.kernels.tree_select.host import select_trees_host
+from specdec.kernels.tree_select.reference import OFFERED
 
 __all__ = ["MAX_NODES", "OFFERED", "Candidates", "Trees", "select_trees"]
 
@@ -83,4 +84,4 @@ def select_trees(
         from specdec.kernels.tree_select.kernel import select_trees_triton
 
         return Trees(*select_trees_triton(*inputs, *shape))
-    return Trees(*select_trees_reference(*inputs, *shape))
+    return Trees(*select_trees_host(*inputs, *shape))

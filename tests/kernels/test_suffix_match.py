@@ -16,6 +16,7 @@ from specdec.kernels.suffix_match import (
     num_candidates,
     suffix_candidates,
 )
+from specdec.kernels.suffix_match.host import suffix_candidates_host
 from specdec.kernels.suffix_match.reference import suffix_candidates_reference
 from tests.kernels.conftest import moved
 
@@ -171,6 +172,18 @@ def test_paths_that_agree_are_one_and_branch_where_they_part() -> None:
     assert list(offered(found, 0)) == [(2,), (2, 8), (2, 3), (2, 3, 7), (2, 3, 4), (2, 3, 4, 5)]
     parents = found[1][0].tolist()
     assert (parents[6], parents[7], parents[11]) == (0, 6, 6), "below the first place that has the same path"
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("width", [1, 3, 4, 9])
+def test_the_reference_offers_what_the_cpu_offers(width: int, own: bool) -> None:
+    for seed in range(12, 24):
+        lib, texts_M, shifts = random_library(seed, own=own), torch.tensor([4, 0, 1, 5, 3, 2]), torch.arange(6) * 10_000
+        search = (suffix_candidates_host, suffix_candidates_reference)
+        found, expected = (each(lib, texts_M, LABELS, shifts, width=width) for each in search)
+        assert torch.equal(found[0], expected[0])
+        there = expected[0] >= 0
+        assert all(torch.equal(mine[there], theirs[there]) for mine, theirs in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("own", [True, False])

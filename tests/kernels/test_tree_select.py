@@ -1,4 +1,4 @@
-"""The choice of nodes, held to a choice by hand and to the best of all subtrees; and the kernel to the reference."""
+"""The choice of nodes, held to a choice by hand and to the best of all subtrees; and kernel and reference to each other."""
 
 import itertools
 from dataclasses import dataclass, fields
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from specdec.draft.tree import DraftTree
 from specdec.kernels.tree_select import OFFERED, Candidates, Trees, select_trees
+from specdec.kernels.tree_select.host import select_trees_host
 from specdec.kernels.tree_select.reference import select_trees_reference
 from tests.kernels.conftest import moved, same
 
@@ -219,6 +220,18 @@ def test_the_kernel_chooses_as_the_reference_does(
         shape = num_nodes, 3 + 9 * seed, shared
         found = kernel.select_trees_triton(*moved_as_views(arguments, kernel_device), *shape)
         for field, mine, theirs in zip(fields(Trees), found, select_trees_reference(*arguments, *shape), strict=True):
+            assert same(mine, theirs), field.name
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("members", "size", "num_nodes"), CASES)
+def test_the_reference_chooses_as_the_cpu_does(members: int, size: int, num_nodes: int, shared: bool) -> None:
+    """Where products are exact in any precision."""
+    for seed in range(6):
+        candidates, _, odds, nodes, least = case(members, size, num_nodes, seed)
+        arguments = (candidates, torch.tensor(CHANCES * 4), torch.ones_like(odds), nodes, least)
+        found, expected = (choose(*arguments, num_nodes, 9, shared) for choose in (select_trees_host, select_trees_reference))
+        for field, mine, theirs in zip(fields(Trees), found, expected, strict=True):
             assert same(mine, theirs), field.name
 
 
