@@ -61,8 +61,8 @@ class CostTable:
 
     def observe_drafting(self, seconds: float) -> None:
         """Drafting added so much to a round."""
-        seconds = max(seconds, 0.0)
-        self._drafting = seconds if self._drafting is None else self._drafting + _SMOOTHING * (seconds - self._drafting)
+        seconds, old = max(seconds, 0.0), self._drafting
+        self._drafting = seconds if not old else old + _SMOOTHING * (min(seconds, old * _OUTLIER) - old)
 
     def shift(self, seconds: float, context: int) -> None:
         """A round of one row takes `seconds`: what was measured so far lacks as much of every round."""

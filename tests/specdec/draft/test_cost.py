@@ -83,6 +83,8 @@ def test_drafting_is_counted_beside_the_rows() -> None:
     for _ in range(100):
         table.observe_drafting(0.001)
     assert table.drafting == pytest.approx(0.001, rel=0.01)
+    table.observe_drafting(1.0)
+    assert table.drafting < 0.0012, "one that was kept waiting moves little"
     table.observe_drafting(-1.0)
     assert table.drafting >= 0.0
 
