@@ -49,6 +49,7 @@ def view_of(
         slots_M=torch.tensor(slots, device=device),
         texts=texts,
         has_tree_M=torch.tensor(has_tree or [True] * len(slots), device=device),
+        starts_M=torch.full((len(slots),), -1, device=device),
         keys=keys or greedy,
         rank=rank,
         num_nodes=num_nodes,
