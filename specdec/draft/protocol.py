@@ -81,9 +81,9 @@ class DraftView:
     """The members of a round before it is laid out.
 
     slots_M: int64. texts: of all slots; the last token of a member's is its root. has_tree_M: bool; whatever others are offered
-    is not looked at. starts_M: int64, -1, or the first position of its prompt that a member reads in this very round, from where
-    on its caches hold nothing yet. keys: temperature, seed and noise of all slots. rank: see `Ranking`. num_nodes: of the
-    largest tree, the root counted; drafts beyond it are lost. num_pages, page_size, spare_entry: of the caches.
+    is not looked at. starts_M: int64, the first position of its prompt that a member reads in this very round, from where on
+    its caches hold nothing yet; -1 for none. keys: temperature, seed and noise of all slots. rank: see `Ranking`. num_nodes: of
+    the largest tree, the root counted; drafts beyond it are lost. num_pages, page_size, spare_entry: of the caches.
     """
 
     slots_M: Tensor

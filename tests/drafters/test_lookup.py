@@ -215,7 +215,7 @@ def test_who_comes_back_after_preemption_has_its_predicted_text_behind_its_promp
     predicted = sample(6, 60, 800)
     found = Desk("prediction")
     found.enter(0, [900, 901, *predicted[:20]], predicted, prompt=2)
-    assert accepted(found.tree(), predicted[20:]) == WIDTH
+    assert found.paths() == [tuple(predicted[20 : 20 + end]) for end in range(1, WIDTH + 1)], "and nowhere else"
     found.enter(0, [900, 901], predicted, prompt=2)
     assert accepted(found.tree(), predicted) == WIDTH
 
