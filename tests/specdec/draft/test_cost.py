@@ -132,9 +132,9 @@ def test_a_wider_round_is_never_held_to_be_cheaper_whatever_was_measured(seed: i
         table.observe(rows, distinct, int(rng.integers(1, 2000)), spent * rng.uniform(0.5, 2.0))
     many = np.arange(1, 300)
     for context in (100, 1000, 5000):
-        for distinct in (1.0, 2.5, 17.0, 80.0):
-            wide = many[many >= distinct]
-            assert (np.diff(table.seconds(wide, np.full(len(wide), distinct), context)) >= -1e-12).all()
+        for fewest in (1.0, 2.5, 17.0, 80.0):
+            wide = many[many >= fewest]
+            assert (np.diff(table.seconds(wide, np.full(len(wide), fewest), context)) >= -1e-12).all()
         for rows in (12, 64, 100, 299):
             differ = np.linspace(1.0, rows, 50)
             assert (np.diff(table.seconds(np.full(50, rows), differ, context)) >= -1e-12).all()
@@ -160,8 +160,8 @@ def test_a_lasting_change_moves_a_cost_all_the_way_up_and_down() -> None:
 
 
 def test_an_outlier_moves_a_cost_little_in_either_direction() -> None:
-    for clock in (1000.0, 1e-6):
+    for clock, moved in ((1000.0, 0.101), (1e-6, 0.051)):
         table = measured()
         table.observe(8, 8, 256, clock)
-        assert seconds(table, 8) == pytest.approx(cpu_like(8), rel=0.11)
-        assert seconds(table, 1) == pytest.approx(cpu_like(1), rel=0.11)
+        assert seconds(table, 8) == pytest.approx(cpu_like(8), rel=moved)
+        assert seconds(table, 1) == pytest.approx(cpu_like(1), rel=0.001)
