@@ -68,7 +68,7 @@ class ModelDrafter:
         """Nothing."""
 
     def draft(self, view: DraftView) -> Drafts:
-        """See `Drafter.draft`. Candidates lie depth by depth, the best of each first; none where it has yet to read the prompt."""
+        """See `Drafter.draft`. Candidates lie depth by depth, the best of each first; none before it has read the prompt."""
         depth = max(min(self._depth, view.num_nodes - 1), 1)
         tip_M, base_M = roots(view)
         tokens, kinds, laws = [], [], []

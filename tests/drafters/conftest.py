@@ -3,20 +3,36 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from specdec.draft.protocol import Candidates, DraftView, Ranking
 from specdec.draft.tree import DraftTree
+from specdec.drafters.lookup import drafter
 from specdec.kernels.commit import Verified
 from specdec.kernels.gumbel import Keys
 from specdec.kernels.tree_rows import Texts
+from specdec.request import SamplingParams
 from specdec.round.drafts import Drafting
 from specdec.round.plan import PlanTables, RoundPlan, RoundShape, flatten
 from specdec.round.sample.draw import Nucleus
 
 CPU = torch.device("cpu")
 Gram = tuple[int, ...]
+SAMPLINGS = {
+    "greedy": SamplingParams(temperature=0.0),
+    "cool": SamplingParams(temperature=0.6),
+    "hot": SamplingParams(temperature=1.4),
+    "filters": SamplingParams(top_k=4, top_p=0.9, min_p=0.02),
+}
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Tokens of earlier answers that are kept."""
+    monkeypatch.setattr(drafter, "CORPUS_TOKENS", 300)
+    return 300
 
 
 def no_rank(logits_MV: Tensor, positions_M: Tensor, num: int) -> tuple[Tensor, Tensor]:

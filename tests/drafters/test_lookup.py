@@ -7,80 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from specdec.draft.protocol import DraftView, Starter
-from specdec.draft.tree import DraftTree
-from specdec.drafters.lookup import LookupDrafter, drafter
-from specdec.kernels.suffix_match import LONGEST_MATCH, NUM_PLACES
-from specdec.request import SamplingParams
-from specdec.round.drafts import Drafting
-from tests.drafters.conftest import CPU, Gram, accepted, chosen, paths_of, texts_of, trees_of, view_of
-
-ALL = ("ngram", "suffix", "prediction")
-WIDTH, BRANCH = 31, 4
-ROOM = 400  # of a text
-Texts = dict[int, list[int]]
+from tests.drafters.conftest import accepted, chosen, paths_of, trees_of, view_of
+from tests.drafters.lookup_desk import ALL, ROOM, WIDTH, Desk
 
 
 def sample(seed: int, count: int, below: int = 1000) -> list[int]:
     """Different tokens."""
     return random.Random(seed).sample(range(below), count)
-
-
-class Desk:
-    """A drafter, and the texts of its slots as they grow. Behind a text lies what stood there before."""
-
-    def __init__(self, *names: str, num_slots: int = 2, max_model_len: int = ROOM) -> None:
-        self.drafter = LookupDrafter(names, num_slots, max_model_len, WIDTH, CPU)
-        self.drafting = Drafting([self.drafter], 63, CPU)
-        self.lengths = [1] * (num_slots + 1)
-        self.tokens_SL = torch.zeros(num_slots + 1, ROOM, dtype=torch.int32)
-
-    def enter(
-        self,
-        slot: int,
-        tokens: Sequence[int],
-        prediction: Sequence[int] = (),
-        prompt: int | None = None,
-        temperature: float = 0.0,
-    ) -> None:
-        self.lengths[slot] = 0
-        self.grow(slot, tokens)
-        sampling = SamplingParams(temperature=temperature)
-        self.drafter.enter(slot, Starter(tokens, len(tokens) if prompt is None else prompt, sampling, prediction))
-
-    def grow(self, slot: int, tokens: Sequence[int]) -> None:
-        end = self.lengths[slot] + len(tokens)
-        self.tokens_SL[slot, self.lengths[slot] : end] = torch.tensor(tokens, dtype=torch.int32)
-        self.lengths[slot] = end
-
-    def answers(self, *outputs: Sequence[int]) -> None:
-        """Sequences that come and go in slot 1, finished."""
-        for output in outputs:
-            self.enter(1, [999_999])
-            self.drafter.leave(1, output)
-
-    def text(self, slot: int) -> list[int]:
-        tokens: list[int] = self.tokens_SL[slot, : self.lengths[slot]].tolist()
-        return tokens
-
-    def view(self, *slots: int) -> DraftView:
-        texts = texts_of([[0]] * len(self.lengths), room=ROOM)
-        texts.tokens_SL.copy_(self.tokens_SL)
-        texts.lengths_S.copy_(torch.tensor(self.lengths))
-        return view_of(texts, slots)
-
-    def paths(self, slot: int = 0) -> list[Gram]:
-        return paths_of(self.drafter.draft(self.view(slot)).candidates)[0]
-
-    def tree(self, slot: int = 0, nodes: int = 64) -> DraftTree:
-        return trees_of(chosen(self.drafting, self.view(slot), nodes)[0], [self.text(slot)[-1]])[0]
-
-    def credits(self, slot: int = 0) -> dict[Gram, str]:
-        """Whom each path counts for."""
-        candidates = self.drafter.draft(self.view(slot)).candidates
-        kinds = candidates.kinds_MC[0][candidates.tokens_MC[0] >= 0].tolist()
-        names = [self.drafter.names[source] for source in self.drafter.kinds.sources_X[kinds].tolist()]
-        return dict(zip(paths_of(candidates)[0], names, strict=True))
 
 
 def desk(*names: str, text: Sequence[int] = (0,), prediction: Sequence[int] = ()) -> Desk:
@@ -240,13 +173,6 @@ def test_no_draft_runs_over_the_end_of_an_answer_or_begins_before_one() -> None:
         assert found.paths() == paths
 
 
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Tokens of earlier answers that are kept."""
-    monkeypatch.setattr(drafter, "CORPUS_TOKENS", 300)
-    return 300
-
-
 def test_the_oldest_answers_make_room_and_no_more_is_kept(few: int) -> None:
     found, responses = Desk("suffix"), [sample(seed, 70, 10**6) for seed in range(20)]
     for number, response in enumerate(responses):
@@ -350,72 +276,3 @@ def test_the_room_of_predicted_texts_is_made_for_the_first_one() -> None:
     assert found.drafter.shape == ROOM
     assert found.paths(0) == []
     assert found.paths(1) == [(3,)]
-
-
-class PlainSearch:
-    """What a drafter of all names promises, from lists: the longest end of a text that stands elsewhere, the latest place
-    first; then the next longest."""
-
-    def __init__(self, bound: int) -> None:
-        self._bound = bound
-        self._pending: list[int] = []
-        self._corpus: list[int] = []
-
-    def leave(self, output: Sequence[int]) -> None:
-        if output:
-            self._pending += [*output, -1]
-
-    def enter(self) -> None:
-        self._corpus = [*self._corpus, *self._pending][-self._bound :]
-        self._pending = []
-
-    def paths(self, text: list[int], reference: list[int]) -> set[Gram]:
-        sources = [text, reference, *reversed(self._answers())]
-        found: dict[tuple[int, int], Gram] = {}
-        for length in range(min(LONGEST_MATCH, len(text)), 0, -1):
-            for number, source in enumerate(sources):
-                for place in range(len(source) - 1, length - 1, -1):
-                    if source[place - length : place] == text[-length:] and len(found) < NUM_PLACES:
-                        endless = source[place:] * (WIDTH if number == 0 else 1)
-                        found.setdefault((number, place), tuple(endless[: BRANCH if found else WIDTH]))
-        return {ahead[:end] for ahead in found.values() for end in range(1, len(ahead) + 1)}
-
-    def _answers(self) -> list[list[int]]:
-        answers: list[list[int]] = [[]]
-        for token in self._corpus:
-            if token < 0:
-                answers.append([])
-            else:
-                answers[-1].append(token)
-        return answers
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_a_plain_search_finds_the_same_whoever_comes_and_goes(seed: int, few: int) -> None:
-    rng, found, plain = random.Random(seed), Desk(*ALL, num_slots=3), PlainSearch(few)
-    references: Texts = {}
-
-    def words(most: int) -> list[int]:
-        return [rng.randrange(2 + seed) for _ in range(rng.randrange(most))]
-
-    compared = 0
-    for _ in range(60):
-        slot = rng.randrange(3)
-        if slot in references and rng.random() < 0.3:
-            output = words(120) if rng.random() < 0.8 else []
-            found.drafter.leave(slot, output)
-            plain.leave(output)
-            del references[slot]
-        elif slot in references:
-            found.grow(slot, [rng.randrange(2 + seed) for _ in range(rng.randrange(1, 9))])
-        else:
-            prompt, prediction = [*words(40), 0], words(40) if rng.random() < 0.5 else []
-            plain.enter()
-            found.enter(slot, prompt, prediction)
-            references[slot] = [*prompt[-LONGEST_MATCH:], *prediction] if prediction else []
-        for known, reference in references.items():
-            paths = found.paths(known)
-            assert len(set(paths)) == len(paths), "no path twice"
-            assert set(paths) == plain.paths(found.text(known), reference)
-            compared += len(paths)
-    assert compared > 500
