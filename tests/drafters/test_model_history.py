@@ -172,16 +172,16 @@ def test_a_drafter_that_is_the_target_is_nearly_always_right(loaded: assemble.Lo
     )
     sampling = replace(SAMPLINGS[name], max_tokens=61, ignore_eos=True)
     asked = [
-        Request(request_id=str(seed), prompt_ids=PROMPTS[seed % 4], sampling=replace(sampling, seed=seed)) for seed in range(8)
+        Request(request_id=str(seed), prompt_ids=PROMPTS[seed % 4], sampling=replace(sampling, seed=seed)) for seed in range(4)
     ]
     done = llm.generate(asked)
     whole = sum(sum(found.stats.accepted_histogram[5:]) for found in done)
     if acceptance == "rejection" and name == "filters":
         assert any(found.stats.num_accepted_tokens for found in done)
-        assert whole < 36
+        assert whole < 18
     else:
         # the round that ends a prompt has no drafts, and trees of the last six tokens have no room for all that is offered
-        assert whole >= 70, "of nine for each answer"
+        assert whole >= 35, "of nine for each answer"
 
 
 def test_a_drafter_that_is_another_model_is_mostly_wrong(
