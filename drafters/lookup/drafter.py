@@ -49,7 +49,6 @@ class LookupDrafter:
         self._shifts_S = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
         corpus = CORPUS_TOKENS if NAMES[Origin.CORPUS] in names else 0
         self._corpus_C = torch.full((corpus,), SEPARATOR, dtype=torch.int32, device=device)
-        self._corpus_end = 0
         self._to_learn: deque[int] = deque(maxlen=max(corpus, 1))
         self._references_SB = self._make_references(0)
         self._reference_lengths_S = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
@@ -103,14 +102,12 @@ class LookupDrafter:
         """Nothing: texts are read where they lie."""
 
     def _learn(self) -> None:
-        """Answers join the corpus when the next sequence comes, which is the first that may copy from them."""
-        new, size = list(self._to_learn), len(self._corpus_C)
-        self._to_learn.clear()
-        while new:
-            part = new[: size - self._corpus_end]
-            new = new[len(part) :]
-            write(self._corpus_C[self._corpus_end : self._corpus_end + len(part)], np.array(part, np.int32))
-            self._corpus_end = (self._corpus_end + len(part)) % size
+        """Answers join the corpus when the next sequence comes, which is the first that may copy from them: at its end, since
+        later places come first, and so that none is parted."""
+        if count := len(self._to_learn):
+            self._corpus_C.copy_(self._corpus_C.roll(-count))
+            write(self._corpus_C[-count:], np.array(self._to_learn, np.int32))
+            self._to_learn.clear()
 
     def _make_references(self, room: int) -> Tensor:
         return torch.zeros(self._num_slots + 1, room, dtype=torch.int32, device=self._device)

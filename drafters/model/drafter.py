@@ -68,7 +68,7 @@ class ModelDrafter:
         """Nothing."""
 
     def draft(self, view: DraftView) -> Drafts:
-        """See `Drafter.draft`. Candidates lie depth by depth, the best of each first."""
+        """See `Drafter.draft`. Candidates lie depth by depth, the best of each first; none before it has read the prompt."""
         depth = max(min(self._depth, view.num_nodes - 1), 1)
         tip_M, base_M = roots(view)
         tokens, kinds, laws = [], [], []
@@ -84,7 +84,8 @@ class ModelDrafter:
             kinds.append(self._confidence.of(level, log_q_Mk))
             tip_M = found_Mk[:, 0]
         parents = [(level - 1) * self._width if level else -1 for level in range(depth) for _ in range(self._width)]
-        candidates = Candidates(torch.cat(tokens, 1), self._parents(parents, len(tip_M)), torch.cat(kinds, 1))
+        tokens_MC = torch.where(view.starts_M[:, None] < 0, torch.cat(tokens, 1), -1)
+        candidates = Candidates(tokens_MC, self._parents(parents, len(tip_M)), torch.cat(kinds, 1))
         return Drafts(candidates, self._laws(laws) if laws else None)
 
     def observe(self, view: ObserveView) -> None:

@@ -2,7 +2,7 @@
 
 Rows may repeat others: recorded rounds have rows without a draft, which a mixture of experts computes almost for nothing and a
 dense model in full. So a round of `rows` rows, `distinct` of which differ, is held to cost what lies between rounds of so many
-and of so few rows that all differ; where between is learned by row bucket.
+and of so few rows that all differ; where between is learned by row bucket, and borrowed from the nearest ones until then.
 """
 
 import numpy as np
@@ -36,7 +36,8 @@ class CostTable:
         self._seconds = np.full((_NUM_CONTEXTS, len(COST_BUCKETS)), np.nan)
         self._drawn = self._seconds.copy()  # what `_curves` were drawn from
         self._curves: dict[int, tuple[FloatArray, FloatArray]] = {}
-        self._repeats = np.ones(len(COST_BUCKETS))  # share of its own cost that a repeated row costs, by row bucket
+        self._repeats = np.full(len(COST_BUCKETS), np.nan)  # share of its own cost that a repeated row costs, by row bucket
+        self._shares = np.ones(len(COST_BUCKETS))  # the same, with what is borrowed
         self._drafting: float | None = None  # seconds that drafting adds, whatever is verified
 
     @property
@@ -76,7 +77,10 @@ class CostTable:
         rows = np.minimum(rows, _MOST_ROWS)
         least = np.interp(distinct, COST_BUCKETS, curve)
         whole = by_rows[rows] if rows.max() < len(by_rows) else np.interp(_PADDED[rows], COST_BUCKETS, curve)
-        mixed: FloatArray = least + self._repeats[_COLUMNS[rows]] * (whole - least)
+        # what repeated rows cost beyond the first; as it is learned bucket by bucket, a wider round might seem cheaper
+        extra = np.interp(_PADDED[rows], COST_BUCKETS, np.maximum.accumulate(self._shares * (curve - curve[0])))
+        share = extra / np.maximum(whole - curve[0], np.finfo(np.float64).tiny)
+        mixed: FloatArray = least + share * (whole - least)
         return mixed
 
     def plain(self, rows: int, context: int) -> float:
@@ -115,7 +119,9 @@ class CostTable:
             return
         column = _COLUMNS[rows]
         share = min(max((seconds - least) / (whole - least), 0.0), 1.0)
-        self._repeats[column] += _SMOOTHING * (share - self._repeats[column])
+        self._repeats[column] = self._shares[column] + _SMOOTHING * (share - self._shares[column])
+        known = np.flatnonzero(~np.isnan(self._repeats))
+        self._shares = np.interp(COST_BUCKETS, COST_BUCKETS[known], self._repeats[known])
 
     def _curve(self, bucket: int) -> tuple[FloatArray, FloatArray]:
         """float64 [row buckets] of one context bucket; the same by numbers of rows, as these are padded, for the first few."""

@@ -81,13 +81,15 @@ class DraftView:
     """The members of a round before it is laid out.
 
     slots_M: int64. texts: of all slots; the last token of a member's is its root. has_tree_M: bool; whatever others are offered
-    is not looked at. keys: temperature, seed and noise of all slots. rank: see `Ranking`. num_nodes: of the largest tree,
-    the root counted; drafts beyond it are lost. num_pages, page_size, spare_entry: of the caches.
+    is not looked at. starts_M: int64, the first position of its prompt that a member reads in this very round, from where on
+    its caches hold nothing yet; -1 for none. keys: temperature, seed and noise of all slots. rank: see `Ranking`. num_nodes: of
+    the largest tree, the root counted; drafts beyond it are lost. num_pages, page_size, spare_entry: of the caches.
     """
 
     slots_M: Tensor
     texts: Texts
     has_tree_M: Tensor
+    starts_M: Tensor
     keys: Keys
     rank: Ranking
     num_nodes: int

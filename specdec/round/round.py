@@ -300,6 +300,7 @@ class Round:
             slots_M=tables.layout.texts_M,
             texts=self.slots.texts,
             has_tree_M=tables.budgets_M > 0,
+            starts_M=tables.layout.starts_M,
             keys=sampling.keys,
             rank=SharedNoiseRanking(tables.layout.texts_M, sampling, shape.nucleus),
             num_nodes=shape.nodes,

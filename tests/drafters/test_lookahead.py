@@ -12,20 +12,17 @@ from torch import Tensor
 
 from specdec import assemble
 from specdec.config import EngineConfig
-from specdec.draft.protocol import Drafter, DraftView, ObserveView, Starter
+from specdec.draft.protocol import Drafter, ObserveView, Starter
 from specdec.drafters.lookahead import LookaheadDrafter
 from specdec.drafters.lookahead.drafter import GUESSES, NGRAM, WINDOW
 from specdec.drafters.lookahead.kinds import lookahead_kinds, of_ngrams, of_window
 from specdec.drafters.lookahead.pool import NUM_BUCKETS, NgramPool
 from specdec.drafters.registry import DrafterResources
-from specdec.kernels.gumbel import Keys
 from specdec.kernels.tree_rows import Texts, TreeRows
 from specdec.kernels.tree_walk import Accepted
 from specdec.llm import LLM, Completion
 from specdec.request import Request, SamplingParams, SpeculationParams
-
-CPU = torch.device("cpu")
-Gram = tuple[int, ...]
+from tests.drafters.conftest import CPU, Gram, paths_of, texts_of, view_of
 
 
 class PlainPool:
@@ -98,46 +95,6 @@ def test_kinds_tell_who_proposes_a_token() -> None:
     assert len(met) > 30
 
 
-def view_of(texts: Texts, slots: Sequence[int], has_tree: Sequence[bool]) -> DraftView:
-    size = len(texts.lengths_S)
-    keys = Keys(*torch.zeros(3, size, dtype=torch.int64).unbind())
-
-    def rank(logits_MV: Tensor, positions_M: Tensor, num: int) -> tuple[Tensor, Tensor]:
-        raise AssertionError("it has no distribution")
-
-    return DraftView(
-        slots_M=torch.tensor(slots, device=texts.lengths_S.device),
-        texts=texts,
-        has_tree_M=torch.tensor(has_tree, device=texts.lengths_S.device),
-        keys=keys,
-        rank=rank,
-        num_nodes=64,
-        num_pages=1,
-        page_size=64,
-        spare_entry=0,
-    )
-
-
-def texts_of(texts: Sequence[Sequence[int]]) -> Texts:
-    tokens = torch.zeros(len(texts), 64, dtype=torch.int32)
-    for row, text in zip(tokens, texts, strict=True):
-        row[: len(text)] = torch.tensor(text)
-    return Texts(tokens, torch.tensor([len(text) for text in texts]), torch.zeros(len(texts), 1, dtype=torch.int64))
-
-
-def paths_of(drafter: LookaheadDrafter, view: DraftView) -> list[list[Gram]]:
-    """Of each member, the tokens from the root to each candidate that there is."""
-    candidates = drafter.draft(view).candidates
-    found = []
-    for tokens, parents in zip(candidates.tokens_MC.tolist(), candidates.parents_MC.tolist(), strict=True):
-        paths: list[Gram] = []
-        for place, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
-            assert parent < place, "parents come first"
-            paths.append((*(paths[parent] if parent >= 0 else ()), token))
-        found.append([path for path in paths if min(path) >= 0])
-    return found
-
-
 def test_drafts_are_the_pool_s_n_grams_and_the_window() -> None:
     drafter = LookaheadDrafter(2, CPU, window=3, ngram=3, guesses=2)
     text = [1, 7, 8, 1, 7, 9, 1]
@@ -145,7 +102,7 @@ def test_drafts_are_the_pool_s_n_grams_and_the_window() -> None:
         drafter.enter(slot, Starter(text, len(text), SamplingParams(), ()))
     window = drafter._window_SWK[0].tolist()
     assert {token for column in window for token in column} <= set(text)
-    (own, other) = paths_of(drafter, view_of(texts_of([text, [*text[:-1], 5], [0]]), [0, 1], [True, True]))
+    (own, other) = paths_of(drafter.draft(view_of(texts_of([text, [*text[:-1], 5], [0]]), [0, 1])).candidates)
     spine = [column[0] for column in window]
     in_window = [path for w in range(3) for path in ((*spine[: w + 1],), (*spine[: w + 1], window[w][1]))]
     assert own == [(7,), (7, 9), (7,), (7, 8), *in_window], "newest first"
@@ -200,7 +157,7 @@ def test_no_value_is_read_back_and_no_shape_depends_on_one() -> None:
 
     drafter = on_meta(LookaheadDrafter(2, CPU))
     texts = Texts(whole(3, 64).int(), whole(3), whole(3, 1))
-    view = view_of(texts, [0, 1], [True, True])
+    view = view_of(texts, [0, 1])
     candidates = drafter.draft(view).candidates
     for values in (candidates.tokens_MC, candidates.parents_MC, candidates.kinds_MC):
         assert values.shape == (2, (GUESSES + WINDOW) * (NGRAM - 1))

@@ -121,3 +121,49 @@ def test_a_round_never_costs_nothing_however_long_drafting_takes_on_average() ->
         table.observe(rows, distinct, 256, 0.01, drafting=True)
     assert seconds(table, 1) > 0
     assert seconds(table, 8, distinct=3) > 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_wider_round_is_never_held_to_be_cheaper_whatever_was_measured(seed: int) -> None:
+    """Nor one in which fewer rows repeat others."""
+    rng, table = np.random.default_rng(seed), measured()
+    for _ in range(200):
+        rows = int(rng.integers(2, 90))
+        distinct = rows if rng.random() < 0.3 else int(rng.integers(1, rows))
+        spent = cpu_like(distinct) + rng.random() * (cpu_like(rows) - cpu_like(distinct))
+        table.observe(rows, distinct, int(rng.integers(1, 2000)), spent * rng.uniform(0.5, 2.0))
+    many = np.arange(1, 300)
+    for context in (100, 1000, 5000):
+        for fewest in (1.0, 2.5, 17.0, 80.0):
+            wide = many[many >= fewest]
+            assert (np.diff(table.seconds(wide, np.full(len(wide), fewest), context)) >= -1e-12).all()
+        for rows in (12, 64, 100, 299):
+            differ = np.linspace(1.0, rows, 50)
+            assert (np.diff(table.seconds(np.full(50, rows), differ, context)) >= -1e-12).all()
+
+
+def test_what_repeated_rows_cost_is_borrowed_where_it_was_not_seen() -> None:
+    """Else a round that nobody has tried looks as dear as if all of its rows differed, and so nobody ever tries it."""
+    table = measured()
+    for _ in range(60):
+        table.observe(16, 2, 256, cpu_like(2) + 0.1 * (cpu_like(16) - cpu_like(2)))
+    for rows in (4, 8, 32):
+        assert seconds(table, rows, distinct=2) == pytest.approx(cpu_like(2) + 0.1 * (cpu_like(rows) - cpu_like(2)), rel=0.01)
+
+
+def test_a_lasting_change_moves_a_cost_all_the_way_up_and_down() -> None:
+    table = measured()
+    for factor in (1.5, 0.8):
+        for _ in range(150):
+            for rows in MEASURED_ROWS:
+                table.observe(rows, rows, 256, factor * cpu_like(rows))
+        for rows in MEASURED_ROWS:
+            assert seconds(table, rows) == pytest.approx(factor * cpu_like(rows), rel=0.03)
+
+
+def test_an_outlier_moves_a_cost_little_in_either_direction() -> None:
+    for clock, moved in ((1000.0, 0.101), (1e-6, 0.051)):
+        table = measured()
+        table.observe(8, 8, 256, clock)
+        assert seconds(table, 8) == pytest.approx(cpu_like(8), rel=moved)
+        assert seconds(table, 1) == pytest.approx(cpu_like(1), rel=0.001)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from specdec.arrays import IntArray
+from specdec.arrays import FloatArray, IntArray
 from specdec.draft.planner import Budgets, Planner, Seen
 from specdec.kernels.tree_select import OFFERED
 
@@ -25,6 +25,11 @@ def steep(rows: int) -> float:
 
 def flat(rows: int) -> float:
     return 0.010 + 0.00002 * rows
+
+
+def dear(rows: int) -> float:
+    """A row more costs as much as a round of its own."""
+    return 0.010 * rows
 
 
 def make_planner(cost: Cost, slots: int = 1, prior: float = 0.5, buckets: bool = False, adaptive: bool = True) -> Planner:
@@ -152,6 +157,63 @@ def test_a_drafter_that_costs_more_than_it_wins_is_hardly_asked() -> None:
     engine = Engine(make_planner(cpu_like), cpu_like, [0.5], 0.030).run(600)
     assert engine.speed > 0.9 / cpu_like(1)
     assert np.mean([counts.sum() > 0 for counts in engine.drafted]) < 0.1
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+def test_where_a_row_costs_as_much_as_a_round_nothing_is_drafted_however_right_it_is(buckets: bool) -> None:
+    engine = Engine(make_planner(dear, prior=0.8, buckets=buckets), dear, [0.9], buckets=buckets).run(400)
+    assert engine.speed > 0.98 / dear(1)
+    assert np.sum(engine.drafted[-200:]) < 10
+
+
+def test_planners_that_are_told_the_same_plan_the_same() -> None:
+    one, other = (Engine(make_planner(cpu_like, 2), cpu_like, [0.9, 0.4], 0.0003) for _ in range(2))
+    for _ in range(100):
+        mine, theirs = one.round(), other.round()
+        assert mine.nodes.tolist() == theirs.nodes.tolist()
+        assert (mine.odds.tolist(), mine.least, mine.drafting) == (theirs.odds.tolist(), theirs.least, theirs.drafting)
+
+
+def test_who_takes_over_a_slot_is_planned_for_as_anybody_new() -> None:
+    engine = Engine(make_planner(flat, 2, prior=0.8), flat, [0.0, 0.9]).run(100)
+    slots, most = np.arange(2), np.full(2, NODES)
+    assert engine.planner.plan(slots, most, 0, 512).odds[0] < 0.5
+    engine.planner.enter(0, 0.0)
+    budgets = engine.planner.plan(slots, most, 0, 512)
+    assert budgets.odds[0] == 1.0
+    assert budgets.nodes[0] == 1, "nothing is verified before something is known"
+    assert budgets.nodes[1] > 1
+
+
+def plain_round(planner: Planner, survivals: FloatArray) -> int:
+    """A round of slot 0 in which so much is offered and nothing comes of it; the nodes that were planned."""
+    budgets = planner.plan(np.zeros(1, np.int64), np.array([NODES]), 0, 512)
+    nothing = np.zeros((1, 1), np.int64)
+    none = np.zeros(1, np.int64)
+    planner.observe(Seen(none, none, none, none - 1, none > 0, nothing, nothing - 1, nothing - 1, survivals=survivals[None]))
+    return int(budgets.nodes[0])
+
+
+@pytest.mark.parametrize("cost", [flat, cpu_like])
+def test_an_offer_after_a_long_silence_is_given_rows_in_the_very_next_round(cost: Cost) -> None:
+    planner = make_planner(cost, buckets=True)
+    silence, offer = np.zeros(OFFERED), np.full(OFFERED, 0.93).cumprod()
+    assert [plain_round(planner, silence) for _ in range(60)][30:] == [1] * 30
+    assert plain_round(planner, offer) == 1, "it was not known yet"
+    assert plain_round(planner, offer) > 8
+    for _ in range(60):
+        plain_round(planner, silence)
+    assert plain_round(planner, silence) == 1
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+def test_rows_leave_who_begins_to_be_wrong_and_stay_with_who_is_right(buckets: bool) -> None:
+    engine = Engine(make_planner(cpu_like, 2, prior=0.8, buckets=buckets), cpu_like, [0.95, 0.95], buckets=buckets).run(100)
+    assert np.mean(engine.drafted[-20:], 0) == pytest.approx([24, 24], abs=8)
+    engine.chances = [0.0, 0.95]
+    wrong, right = np.mean(engine.run(60).drafted[-20:], 0)
+    assert wrong < right / 2
+    assert right > 12
 
 
 def trials(asked: list[bool]) -> list[int]:
