@@ -1,10 +1,14 @@
 """Settings of an engine: plain data, checked when made."""
 
-from dataclasses import dataclass
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from specdec.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_OTHER_DTYPES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "float": "float32", "fp32": "float32"}
 ACCEPTANCE_RULES = ("shared-noise", "rejection")
 DRAFTERS = ("ngram", "suffix", "prediction", "lookahead", "draft-model")  # that are served
 NO_DRAFTERS = "none"
@@ -39,7 +43,23 @@ class EngineConfig:
     depth: int | None = None  # rounds enqueued beyond the one whose outcome was read; None: 1 on a GPU, else 0
     num_threads: int | None = None  # of the CPU path; None: torch's own choice
 
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> "EngineConfig":
+        """The config of fields as people give them: drafters may be a comma list, and a draft model brings its drafter along.
+
+        Raises:
+            ConfigError: there is no such field or drafter, or a value is out of its range.
+        """
+        known = {field.name: field.default for field in fields(EngineConfig)}
+        for name in values.keys() - known.keys():
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}."
+            raise ConfigError(f"There is no setting {name!r}; {hint}")
+        chosen = named_drafters(values.get("drafters", DEFAULT_DRAFTERS), values.get("draft_model"))
+        return EngineConfig(**{**values, "drafters": chosen})
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", _OTHER_DTYPES.get(str(self.dtype).lower(), str(self.dtype).lower()))
         _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         _require(self.acceptance in ACCEPTANCE_RULES, "acceptance", self.acceptance, f"one of {', '.join(ACCEPTANCE_RULES)}")
         _require(self.max_model_len is None or self.max_model_len >= 2, "max_model_len", self.max_model_len, "2 or more")
@@ -56,6 +76,27 @@ class EngineConfig:
         _require(self.num_threads is None or self.num_threads >= 1, "num_threads", self.num_threads, "1 or more")
         if "draft-model" in self.drafters and self.draft_model is None:
             raise ConfigError("The drafter draft-model needs a model of its own; name it with --draft-model.")
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The items of a comma list, without blanks."""
+    return tuple(item.strip() for item in text.split(",") if item.strip())
+
+
+def named_drafters(given: str | Iterable[str] | None, draft_model: str | None) -> tuple[str, ...]:
+    """The drafters of a comma list or of several names; a draft model brings its drafter along.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    chosen = names(given) if isinstance(given, str) else tuple(given or ())
+    chosen = () if chosen == (NO_DRAFTERS,) else chosen
+    if draft_model is not None and "draft-model" not in chosen:
+        chosen = (*chosen, "draft-model")
+    for name in chosen:
+        if name not in DRAFTERS:
+            raise ConfigError(f"There is no drafter {name!r}; there are {', '.join((*DRAFTERS, NO_DRAFTERS))}.")
+    return chosen
 
 
 def _require(ok: bool, name: str, value: object, allowed: str) -> None:

@@ -2,14 +2,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from specdec.config import ACCEPTANCE_RULES, DRAFTERS, DTYPES, NO_DRAFTERS, EngineConfig
-from specdec.errors import ConfigError
 
 _MACHINE, _ENGINE, _SPECULATION = "Machine", "Engine", "Speculation"  # the panels of --help
 _TYPES = get_type_hints(EngineConfig)
@@ -115,7 +114,7 @@ def takes_engine(offered: Collection[str] = ALL, /, **defaults: object) -> Calla
         @functools.wraps(command)
         def run(**values: Any) -> None:
             given = {option.field: values.pop(option.field) for option in options}
-            command(**values, **{_PARAMETER: engine_config(defaults | given)})
+            command(**values, **{_PARAMETER: EngineConfig.of(defaults | given)})
 
         both = [*own, *parameters]
         run.__dict__["__signature__"] = signature.replace(parameters=both)
@@ -123,18 +122,6 @@ def takes_engine(offered: Collection[str] = ALL, /, **defaults: object) -> Calla
         return run
 
     return decorate
-
-
-def engine_config(values: Mapping[str, Any]) -> EngineConfig:
-    """Fields of EngineConfig, some of them as they are typed.
-
-    Raises:
-        ConfigError: a value is out of its range, or there is no such drafter.
-    """
-    typed = values.get("drafters")
-    if isinstance(typed, str):
-        return EngineConfig(**{**values, "drafters": drafters(typed, values.get("draft_model"))})
-    return EngineConfig(**values)
 
 
 def arguments(config: EngineConfig) -> list[str]:
@@ -145,26 +132,6 @@ def arguments(config: EngineConfig) -> list[str]:
         if value != _DEFAULTS[option.field]:
             found += option.words(value)
     return found
-
-
-def names(text: str) -> tuple[str, ...]:
-    """The items of a comma list, without blanks."""
-    return tuple(item.strip() for item in text.split(",") if item.strip())
-
-
-def drafters(text: str, draft_model: str | None) -> tuple[str, ...]:
-    """The drafters of a comma list; a draft model brings its drafter along.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
-    chosen = () if text.strip() == NO_DRAFTERS else names(text)
-    if draft_model is not None and "draft-model" not in chosen:
-        chosen = (*chosen, "draft-model")
-    for name in chosen:
-        if name not in DRAFTERS:
-            raise ConfigError(f"There is no drafter {name!r}; there are {', '.join((*DRAFTERS, NO_DRAFTERS))}.")
-    return chosen
 
 
 def _joined(items: tuple[str, ...]) -> str:

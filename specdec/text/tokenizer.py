@@ -153,7 +153,7 @@ class TextStream:
     tokens is not searched. Work and memory per token are bounded by the longest stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), min_tokens: int = 0) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
         self._min_tokens = min_tokens

@@ -13,8 +13,8 @@ from specdec import __version__
 from specdec.cache.attention import AttentionCache
 from specdec.cli.app import app
 from specdec.cli.generate import _ctrl_c_noted, summary
-from specdec.cli.options import drafters
 from specdec.cli.serve import _greeting, check_port
+from specdec.config import named_drafters
 from specdec.errors import ConfigError
 from specdec.request import RequestOutput, SpeculationStats
 
@@ -101,9 +101,9 @@ def test_info_says_why_a_draft_model_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_drafters_from_a_comma_list() -> None:
-    assert drafters("none", None) == ()
-    assert drafters("ngram, suffix,", None) == ("ngram", "suffix")
-    assert drafters("ngram", "small") == ("ngram", "draft-model")
+    assert named_drafters("none", None) == ()
+    assert named_drafters("ngram, suffix,", None) == ("ngram", "suffix")
+    assert named_drafters("ngram", "small") == ("ngram", "draft-model")
 
 
 def test_version() -> None:
