@@ -42,6 +42,7 @@ class EngineConfig:
     adaptive: bool = True  # False: drafts are always verified whole, whatever they cost
     depth: int | None = None  # rounds enqueued beyond the one whose outcome was read; None: 1 on a GPU, else 0
     num_threads: int | None = None  # of the CPU path; None: torch's own choice
+    measure_anew: bool = False  # the self-test and what rounds cost, though an earlier start has measured them
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> "EngineConfig":

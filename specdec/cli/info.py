@@ -1,5 +1,6 @@
 """`specdec info`: what a model is and needs; and what `specdec serve` says about itself when it starts."""
 
+import time
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -49,7 +50,8 @@ def banner(assembled: "Assembled") -> str:
     if assembled.state_bytes:
         caches += f" and {_size(assembled.state_bytes)} for states"
     padded = f" with rows padded to multiples of {test.row_multiple}" if test.row_multiple > 1 else ""
-    lossless = f"yes, to the bit; checked on this machine{padded}" if test.exact else f"NO: {test.failure}"
+    checked = f"checked on this machine, {time.strftime('%Y-%m-%d %H:%M', time.localtime(assembled.measured_at))}"
+    lossless = f"yes, to the bit; {checked}{padded}" if test.exact else f"NO: {test.failure}"
     return (
         f"Model     {assembled.model_name} ({described.config.family}, {_millions(described.num_parameters)} parameters), "
         f"{assembled.dtype} on {assembled.device}\n"

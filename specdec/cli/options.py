@@ -64,6 +64,7 @@ ENGINE_OPTIONS = (
     EngineOption("dtype", _MACHINE, f"{', '.join(DTYPES)}."),
     EngineOption("device", _MACHINE, "auto, cpu or cuda."),
     EngineOption("num_threads", _MACHINE, "CPU threads; torch's own choice if not given.", "threads"),
+    EngineOption("measure_anew", _MACHINE, "Measure self-test and costs anew, or take them from an earlier start."),
     EngineOption("max_model_len", _ENGINE, "Most tokens of prompt and answer."),
     EngineOption("max_batch", _ENGINE, "Sequences in one round; if not given, 256 on a GPU, else 32; benches: what they run."),
     EngineOption(

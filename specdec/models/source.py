@@ -74,6 +74,13 @@ class Source:
         """The open GGUF file; parsing it takes a second or two, so everyone shares it."""
         return GgufFile(self.path)
 
+    @property
+    def identity(self) -> str:
+        """Which files these are, by place, size and time of change; what is in them is not read."""
+        files = [self.path] if self.is_gguf else [path for path in self.path.iterdir() if path.is_file()]
+        found = sorted((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+        return hashlib.sha256(repr(found).encode()).hexdigest()
+
     def json(self, name: str) -> dict[str, Any]:
         """The object in a JSON file of the folder, empty where there is no such file."""
         path = self.path / name
