@@ -20,7 +20,7 @@ from specdec.engine.scheduler import Scheduler
 from specdec.engine.sequence import HostWork
 from specdec.errors import ConfigError
 from specdec.kernels.tree_select import MAX_NODES
-from specdec.measurements import Measurements, measure, path_for
+from specdec.measurements import Measurements, kept_trials, measure, path_for
 from specdec.models.base import CacheSpec, Model
 from specdec.models.info import ModelInfo, describe, model_info
 from specdec.models.loader import load_model
@@ -91,7 +91,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
     """
     _use_threads(config)
     source = resolve(config.model, progress)
-    with _explained_memory("a smaller model"):
+    with _explained_memory("a smaller model"), kept_trials(config.measure_anew):
         model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
     return LoadedModel(model, Tokenizer.load(source), config.model, identity=source.identity)
 
@@ -279,7 +279,7 @@ def _drafters(
     def load_draft_model() -> Model:
         assert config.draft_model is not None, "EngineConfig asks for one with the drafter draft-model"
         source = resolve(config.draft_model, progress)
-        with _explained_memory("a smaller draft model"):
+        with _explained_memory("a smaller draft model"), kept_trials(config.measure_anew):
             return load_model(source, dtype=config.dtype, device=config.device, progress=progress, num_positions=positions)
 
     resources = DrafterResources(

@@ -11,24 +11,29 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from specdec.kernels.linear.exact_rows import ExactRows, Trial, recall, trials
 from specdec.machine import fingerprint
 from specdec.models.source import cache_folder
 from specdec.progress import Progress
 from specdec.round.probe import Probe, RoundCost, measure_costs
-from specdec.round.selftest import ROW_MULTIPLES, SelfTest, check_rows
+from specdec.round.selftest import SelfTest, check_rows
 
 _log = logging.getLogger(__name__)
 
 _FORM = 1  # of the files
 _MOST_FILES = 64  # the oldest go; they are a few kilobytes each, and a machine rarely serves as many models
 _WORTH_SECONDS = 2.0  # what took less to measure is measured again: no start is noticeably quicker for it
+
+
+_Kept = TypeVar("_Kept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +72,13 @@ def measure(probe: Probe, wanted: Sequence[tuple[int, int]], path: Path | None, 
 
 def path_for(identity: str, dtype: torch.dtype, device: torch.device, page_size: int) -> Path | None:
     """Where the measurements of a model lie. identity: of its files. None where there is no folder to keep them in."""
-    facts = [f"form {_FORM}", f"model {identity}", str(dtype), str(device), f"page {page_size}", *fingerprint(device)]
+    return _named("model", [identity, str(dtype), str(device), str(page_size), *fingerprint(device)])
+
+
+def _named(kind: str, facts: list[str]) -> Path | None:
+    digest = hashlib.sha256(json.dumps([_FORM, *facts]).encode()).hexdigest()
     try:
-        return folder() / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.json"
+        return folder() / f"{kind}-{digest[:32]}.json"
     except (OSError, RuntimeError):  # there is no home
         return None
 
@@ -81,34 +90,78 @@ def folder() -> Path:
 
 def read(path: Path | None) -> Measurements | None:
     """What is kept there, None where it is nothing that can be relied on."""
-    if path is None:
-        return None
-    try:
-        return _parsed(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        _log.info("The measurements in %s cannot be used (%s); measuring again.", path, error)
-        return None
+    return _usable(path, _parsed)
 
 
 def write(path: Path | None, found: Measurements, seconds: float) -> None:
     """Keep what took so many seconds to measure, where that is worth it and possible."""
-    if path is None or not found.self_test.exact or seconds < _WORTH_SECONDS:
+    if not found.self_test.exact:
         return
-    data = {
-        "row_multiple": found.self_test.row_multiple,
-        "measured_at": found.measured_at,
-        "costs": [[cost.rows, cost.context, cost.seconds] for cost in found.costs],
-    }
+    costs = [[cost.rows, cost.context, cost.seconds] for cost in found.costs]
+    data = {"row_multiple": found.self_test.row_multiple, "measured_at": found.measured_at, "costs": costs}
+    _store(path, data, seconds)
+
+
+@contextmanager
+def kept_trials(anew: bool) -> Iterator[None]:
+    """While weights are packed: which numbers of rows keep their bits is known from earlier starts, and kept for later ones.
+    See `specdec.kernels.linear.exact_rows`."""
+    path = _named("rows", [*fingerprint(torch.device("cpu"))])
+    if not anew and (known := _usable(path, _parsed_trials)):
+        recall(known)
+    before, started = trials(), time.monotonic()
+    yield
+    if (found := trials()) != before:
+        data = [
+            [features, inputs, str(dtype), layout, threads, rows.least, rows.sizes]
+            for (features, inputs, dtype, layout, threads), rows in found.items()
+        ]
+        _store(path, data, time.monotonic() - started)
+
+
+def _usable(path: Path | None, parse: Callable[[Any], _Kept]) -> _Kept | None:
+    """The content of a file that is whole, as `parse` understands it."""
+    try:
+        return None if path is None else parse(_whole(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        _log.info("The measurements in %s cannot be used (%s); measuring again.", path, error)
+        return None
+
+
+def _whole(content: bytes) -> Any:
+    digest, _, body = content.partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise ValueError("the file is damaged")
+    return json.loads(body)
+
+
+def _store(path: Path | None, data: object, seconds: float) -> None:
+    if path is None or seconds < _WORTH_SECONDS:
+        return
+    body = json.dumps(data).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as out:
-            out.write(json.dumps(data))
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as out:
+            out.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
         os.replace(out.name, path)
         _forget_oldest(path.parent)
     except OSError as error:
         _log.info("What was measured cannot be kept in %s (%s); the next start measures again.", path.parent, error)
+
+
+def _parsed(data: Any) -> Measurements:
+    costs = tuple(RoundCost(rows, context, seconds) for rows, context, seconds in data["costs"])
+    return Measurements(SelfTest(data["row_multiple"], True), costs, data["measured_at"])
+
+
+def _parsed_trials(data: Any) -> dict[Trial, ExactRows]:
+    dtypes = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16)}
+    return {
+        (features, inputs, dtypes[dtype], layout, threads): ExactRows(least, tuple(sizes))
+        for features, inputs, dtype, layout, threads, least, sizes in data
+    }
 
 
 def _tested(probe: Probe, progress: Progress) -> SelfTest:
@@ -133,17 +186,6 @@ def _measured_costs(probe: Probe, wanted: Sequence[tuple[int, int]], progress: P
             advance(1)
     probe.forget()
     return tuple(costs)
-
-
-def _parsed(data: Any) -> Measurements:
-    """Raises ValueError, TypeError or KeyError where this is not what `write` writes."""
-    multiple, measured_at = data["row_multiple"], float(data["measured_at"])
-    costs = tuple(RoundCost(int(rows), int(context), float(seconds)) for rows, context, seconds in data["costs"])
-    if multiple not in ROW_MULTIPLES or not all(cost.rows > 0 and 0 < cost.seconds < 3600 for cost in costs):
-        raise ValueError("values that nothing measures")
-    if not 0 < measured_at <= time.time() + 86400:
-        raise ValueError("a time that is not yet")
-    return Measurements(SelfTest(multiple, True), costs, measured_at)
 
 
 def _forget_oldest(where: Path) -> None:

@@ -1,18 +1,20 @@
 """What was measured is kept for the next start, and never believed where anything it depends on has changed."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from specdec import assemble, machine, measurements
 from specdec.config import EngineConfig
+from specdec.kernels.linear import exact_rows
 from specdec.progress import Advance
 from specdec.round.selftest import SelfTest
 
@@ -89,24 +91,27 @@ def test_other_files_are_another_model(folder: Path, config: EngineConfig, tmp_p
         os.utime(copy / "model.safetensors", ns=(2, 2))
 
 
+def _with_digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
 @pytest.mark.parametrize(
-    "damage", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"[" * 100_000, "row", "time", "cost", "missing", "folder"]
+    "damage", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, "one character", "its end", "another form", "folder"]
 )
 def test_a_damaged_file_is_no_fault(folder: Path, config: EngineConfig, damage: bytes | str) -> None:
     start(config)
-    (path,) = folder.iterdir()
-    data = json.loads(path.read_text())
-    damaged: dict[str, Any] = {
-        "row": data | {"row_multiple": 3},
-        "time": data | {"measured_at": 1e300},
-        "cost": data | {"costs": [[1, 128, "fast"]]},
-        "missing": {"costs": data["costs"]},
+    path = next(folder.glob("model-*"))
+    content = path.read_bytes()
+    damaged = {
+        "one character": content.replace(b'"row_multiple": 1', b'"row_multiple": 4'),
+        "its end": content[:-5],
+        "another form": _with_digest(b'{"costs": 3}'),
     }
     if damage == "folder":
         path.unlink()
         path.mkdir()
     else:
-        path.write_bytes(damage if isinstance(damage, bytes) else json.dumps(damaged[damage]).encode())
+        path.write_bytes(damage if isinstance(damage, bytes) else damaged[damage])
     built, measured = start(config)
     assert (measured, built.self_test.exact) == (TASKS, True)
     assert start(config)[1] == ([] if damage != "folder" else TASKS)
@@ -151,6 +156,30 @@ def test_whatever_it_depends_on_makes_another_name(monkeypatch: pytest.MonkeyPat
         patched.setattr(machine, "cpu_name", lambda: "another")
         others.add(name())
     assert len(others | {plain}) == 10
+
+
+def test_which_rows_are_exact_is_known_the_next_time(
+    folder: Path, config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tried(anew: bool = False) -> int:
+        """Shapes that are tried while the model is loaded in a process that knows none."""
+        with monkeypatch.context() as fresh:
+            fresh.setattr(exact_rows, "_found", {})
+            trial = Mock(wraps=exact_rows._try)
+            fresh.setattr(exact_rows, "_try", trial)
+            assemble.load(replace(config, measure_anew=anew))
+            found.append(exact_rows.trials())
+        return trial.call_count
+
+    found: list[object] = []
+    many = tried()
+    if not many:
+        pytest.skip("oneDNN computes nothing here")
+    assert [tried(), tried(anew=True), tried()] == [0, many, 0]
+    assert all(each == found[0] for each in found)
+    (path,) = folder.glob("rows-*")
+    path.write_bytes(path.read_bytes()[:-2])
+    assert tried() == many
 
 
 def test_what_took_no_time_or_is_not_exact_is_not_kept(folder: Path) -> None:
