@@ -20,7 +20,7 @@ from specdec.engine.scheduler import Scheduler
 from specdec.engine.sequence import HostWork
 from specdec.errors import ConfigError
 from specdec.kernels.tree_select import MAX_NODES
-from specdec.measurements import Measurements, kept_trials, measure, path_for
+from specdec.measurements import Measurements, kept_trials, measure, path_for, rounds_to_time
 from specdec.models.base import CacheSpec, Model
 from specdec.models.info import ModelInfo, describe, model_info
 from specdec.models.loader import load_model
@@ -35,11 +35,10 @@ from specdec.round.round import Round
 from specdec.round.rows import Entries
 from specdec.round.selftest import MOST_POSITIONS, SelfTest
 from specdec.round.slots import Slots
+from specdec.text.chosen import chosen_tokenizer
 from specdec.text.tokenizer import Tokenizer
 from specdec.user_tiles import use_own
 
-_COST_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_COST_CONTEXTS = (128, 1024)
 GPU_TILE = 64  # keys that the attention kernels read at once, from one page
 _CPU_CACHE_GB = 2.0
 _ROOM_FOR_ROWS = 2e9  # bytes, of which 8,192 rows of a 30B mixture of experts take about a third
@@ -90,10 +89,11 @@ def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
         ConfigError: they cannot be found or used.
     """
     _use_threads(config)
-    source = resolve(config.model, progress)
+    source = resolve(config.model, progress, revision=config.revision)
     with _explained_memory("a smaller model"), kept_trials(config.measure_anew):
         model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
-    return LoadedModel(model, Tokenizer.load(source), config.model, identity=source.identity)
+    tokenizer = chosen_tokenizer(config, source, model.config.vocab_size, progress)
+    return LoadedModel(model, tokenizer, config.model, identity=source.identity)
 
 
 def build(
@@ -215,7 +215,7 @@ def _sizes(config: EngineConfig, model: Model, specs: Sequence[CacheSpec]) -> _S
     max_batch = _max_batch(config, model)
     cache_gb = config.cache_gb
     if cache_gb is None:
-        cache_gb = _GPU_SHARE * torch.cuda.mem_get_info(model.device)[0] / 1e9 if on_gpu else _CPU_CACHE_GB
+        cache_gb = _gpu_cache_gb(config, model.device) if on_gpu else _CPU_CACHE_GB
     stored = cache_dtype(model.dtype, model.device)
     states = _state_bytes(config, model, specs)
     each = max(page_bytes(specs, config.page_size, stored), 1)  # states alone need no page
@@ -242,6 +242,20 @@ def _sizes(config: EngineConfig, model: Model, specs: Sequence[CacheSpec]) -> _S
         num_marks=_num_marks(config, max_batch) if has_state(specs) else None,
         longest_path=_longest_path(config),
     )
+
+
+def _gpu_cache_gb(config: EngineConfig, device: torch.device) -> float:
+    """What is left for caches once the weights are loaded."""
+    free, total = torch.cuda.mem_get_info(device)
+    if config.gpu_memory_utilization is None:
+        return _GPU_SHARE * free / 1e9
+    left = free - (1 - config.gpu_memory_utilization) * total
+    if left <= 0:
+        raise ConfigError(
+            f"gpu_memory_utilization {config.gpu_memory_utilization:g} of {total / 1e9:.1f} GB leaves nothing for caches: "
+            f"{(total - free) / 1e9:.1f} GB are taken; raise --gpu-memory-utilization."
+        )
+    return left / 1e9
 
 
 def _num_marks(config: EngineConfig, max_batch: int) -> int:
@@ -370,10 +384,8 @@ def _measured(
     """The self-test, and what rounds cost where that is asked."""
     if sizes.num_pages * config.page_size < MOST_POSITIONS:
         raise ConfigError(f"The cache holds fewer than {MOST_POSITIONS} tokens; raise --cache-gb.")
-    rows = [count for count in _COST_ROWS if count <= max(config.max_tree_nodes, sizes.max_batch)]
-    limit = min(sizes.max_model_len, sizes.num_pages * config.page_size) - max(rows)
-    contexts = [context for context in _COST_CONTEXTS if context <= limit]
-    wanted = [(count, context) for context in contexts for count in rows] if speculates and config.adaptive else []
+    longest = min(sizes.max_model_len, sizes.num_pages * config.page_size)
+    wanted = rounds_to_time(max(config.max_tree_nodes, sizes.max_batch), longest) if speculates and config.adaptive else []
     path = None
     if loaded.identity is not None:
         path = path_for(loaded.identity, loaded.model.dtype, loaded.model.device, config.page_size)

@@ -25,6 +25,9 @@ class EngineConfig:
     """
 
     model: str = DEFAULT_MODEL  # alias, folder, GGUF file or hub id
+    revision: str | None = None  # of the model on the hub: branch, tag or commit
+    tokenizer: str | None = None  # a model whose tokenizer is taken; None: its own
+    chat_template: str | None = None  # a file, or Jinja source; None: the model's own
     dtype: str = "auto"  # auto: bfloat16 where the machine computes it natively, else float32
     device: str = "auto"  # auto: cuda where there is one, else cpu
     drafters: tuple[str, ...] = DEFAULT_DRAFTERS  # () decodes plainly
@@ -33,6 +36,7 @@ class EngineConfig:
     max_model_len: int | None = None  # None: the checkpoint's own
     max_batch: int | None = None  # sequences in one round; None: 256 on a GPU, else 32
     cache_gb: float | None = None  # KV pages; None: most of a GPU's free memory, else 2
+    gpu_memory_utilization: float | None = None  # share of a GPU for weights and caches, where cache_gb is None
     page_size: int = 64  # tokens
     # prompt tokens of one round, all sequences together; None: 8,192 on a GPU with room for them, else 2,048; on a CPU 256
     chunk_tokens: int | None = None
@@ -65,6 +69,8 @@ class EngineConfig:
         _require(self.acceptance in ACCEPTANCE_RULES, "acceptance", self.acceptance, f"one of {', '.join(ACCEPTANCE_RULES)}")
         _require(self.max_model_len is None or self.max_model_len >= 2, "max_model_len", self.max_model_len, "2 or more")
         _require(self.max_batch is None or self.max_batch >= 1, "max_batch", self.max_batch, "1 or more")
+        share = self.gpu_memory_utilization
+        _require(share is None or 0 < share <= 1, "gpu_memory_utilization", share, "above 0 and at most 1")
         _require(self.cache_gb is None or self.cache_gb > 0, "cache_gb", self.cache_gb, "above 0")
         _require(
             self.page_size >= 16 and self.page_size & (self.page_size - 1) == 0,

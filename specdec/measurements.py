@@ -28,6 +28,8 @@ from specdec.round.selftest import SelfTest, check_rows
 
 _log = logging.getLogger(__name__)
 
+_COST_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_COST_CONTEXTS = (128, 1024)
 _FORM = 1  # of the files
 _MOST_FILES = 64  # the oldest go; they are a few kilobytes each, and a machine rarely serves as many models
 _WORTH_SECONDS = 2.0  # what took less to measure is measured again: no start is noticeably quicker for it
@@ -48,6 +50,12 @@ class Measurements:
         """The costs of rounds by (rows, context), None where one of them was not measured."""
         known = {(cost.rows, cost.context): cost for cost in self.costs}
         return tuple(known[pair] for pair in wanted) if all(pair in known for pair in wanted) else None
+
+
+def rounds_to_time(most_rows: int, longest: int) -> list[tuple[int, int]]:
+    """(rows, context) of the rounds that a planner wants to know. longest: most positions of a sequence."""
+    rows = [count for count in _COST_ROWS if count <= most_rows]
+    return [(count, context) for context in _COST_CONTEXTS if context <= longest - max(rows) for count in rows]
 
 
 def measure(probe: Probe, wanted: Sequence[tuple[int, int]], path: Path | None, anew: bool, progress: Progress) -> Measurements:

@@ -1,4 +1,8 @@
-"""The engine's options: each is declared once, and every command that needs an engine offers them by `takes_engine`."""
+"""The engine's options: each is declared once, and every command that needs an engine offers them by `takes_engine`.
+
+On the command line, in a config file and as SPECDEC_* in the environment they have the same names; `specdec.cli.command` reads
+them there, also under the names of other servers.
+"""
 
 import functools
 import inspect
@@ -10,7 +14,7 @@ import typer
 
 from specdec.config import ACCEPTANCE_RULES, DRAFTERS, DTYPES, NO_DRAFTERS, EngineConfig
 
-_MACHINE, _ENGINE, _SPECULATION = "Machine", "Engine", "Speculation"  # the panels of --help
+_MODEL, _MACHINE, _ENGINE, _SPECULATION = "Model", "Machine", "Engine", "Speculation"  # the panels of --help
 _TYPES = get_type_hints(EngineConfig)
 _DEFAULTS = {field.name: field.default for field in fields(EngineConfig)}
 _PARAMETER = "config"  # the name under which a command gets its EngineConfig
@@ -27,6 +31,7 @@ class EngineOption:
     panel: str | None  # of --help
     help: str
     name: str | None = None  # where it is not the field's; "" makes it an argument
+    aliases: tuple[str, ...] = ()  # what other servers call it
 
     @property
     def flag(self) -> str:
@@ -60,23 +65,51 @@ class EngineOption:
 
 
 ENGINE_OPTIONS = (
-    EngineOption("model", None, "Alias, folder, .gguf file or hub id.", ""),
+    EngineOption(
+        "model", None, "Alias, folder, .gguf file or hub id.", "", ("--model", "--model-path", "-m", "-hf", "-hfr", "--hf-repo")
+    ),
+    EngineOption("revision", _MODEL, "Branch, tag or commit of the model on the hub."),
+    EngineOption("tokenizer", _MODEL, "Take the tokenizer of this model.", None, ("--tokenizer-path",)),
+    EngineOption(
+        "chat_template", _MODEL, "A file with the chat template, or the template itself.", None, ("--chat-template-file",)
+    ),
     EngineOption("dtype", _MACHINE, f"{', '.join(DTYPES)}."),
-    EngineOption("device", _MACHINE, "auto, cpu or cuda."),
-    EngineOption("num_threads", _MACHINE, "CPU threads; torch's own choice if not given.", "threads"),
+    EngineOption("device", _MACHINE, "auto, cpu or cuda.", None, ("-dev",)),
+    EngineOption("num_threads", _MACHINE, "CPU threads; torch's own choice if not given.", "threads", ("-t", "--num-threads")),
     EngineOption("measure_anew", _MACHINE, "Measure self-test and costs anew, or take them from an earlier start."),
-    EngineOption("max_model_len", _ENGINE, "Most tokens of prompt and answer."),
-    EngineOption("max_batch", _ENGINE, "Sequences in one round; if not given, 256 on a GPU, else 32; benches: what they run."),
+    EngineOption(
+        "max_model_len",
+        _ENGINE,
+        "Most tokens of prompt and answer.",
+        None,
+        ("--context-length", "-c", "--ctx-size", "--max-seq-len"),
+    ),
+    EngineOption(
+        "max_batch",
+        _ENGINE,
+        "Sequences in one round; if not given, 256 on a GPU, else 32; benches: what they run.",
+        None,
+        ("--max-num-seqs", "--max-running-requests", "-np", "--parallel"),
+    ),
+    EngineOption(
+        "gpu_memory_utilization",
+        _ENGINE,
+        "Share of a GPU's memory for weights and caches together, where --cache-gb is not given.",
+        None,
+        ("--mem-fraction-static",),
+    ),
     EngineOption(
         "cache_gb",
         _ENGINE,
         "Memory for keys and values, in GB; if not given, most of what a GPU has free, else 2; benches: what they need.",
     ),
-    EngineOption("page_size", _ENGINE, "Tokens of one cache page."),
+    EngineOption("page_size", _ENGINE, "Tokens of one cache page.", None, ("--block-size",)),
     EngineOption(
         "chunk_tokens",
         _ENGINE,
         "Prompt tokens computed in one round; if not given, 8192 on a GPU (2048 where memory is short), else 256.",
+        None,
+        ("--max-num-batched-tokens", "--chunked-prefill-size", "-b", "--batch-size"),
     ),
     EngineOption("prefix_cache", _ENGINE, "Keep computed prompts for those that begin alike, or compute each anew."),
     EngineOption(
@@ -85,13 +118,48 @@ ENGINE_OPTIONS = (
         "Pipeline depth: rounds enqueued ahead of the one whose outcome is known; if not given, 1 on a GPU, else 0.",
     ),
     EngineOption("drafters", _SPECULATION, f"Drafters, with commas: {', '.join(DRAFTERS)}; or {NO_DRAFTERS}.", "drafter"),
-    EngineOption("draft_model", _SPECULATION, "A smaller model with the same tokenizer; adds the drafter draft-model."),
+    EngineOption(
+        "draft_model",
+        _SPECULATION,
+        "A smaller model with the same tokenizer; adds the drafter draft-model.",
+        None,
+        ("--speculative-draft-model-path", "--speculative-draft-model", "--speculative-model", "-md", "--model-draft"),
+    ),
     EngineOption("acceptance", _SPECULATION, f"Rule: {' or '.join(ACCEPTANCE_RULES)}."),
-    EngineOption("max_tree_nodes", _SPECULATION, "Most nodes of one sequence's tree, the root counted."),
-    EngineOption("max_tree_depth", _SPECULATION, "Most drafted tokens in a row."),
+    EngineOption(
+        "max_tree_nodes",
+        _SPECULATION,
+        "Most nodes of one sequence's tree, the root counted.",
+        None,
+        ("--speculative-num-draft-tokens",),
+    ),
+    EngineOption(
+        "max_tree_depth",
+        _SPECULATION,
+        "Most drafted tokens in a row.",
+        None,
+        ("--num-speculative-tokens", "--speculative-num-steps", "--spec-draft-n-max", "--draft-max", "--draft"),
+    ),
     EngineOption("adaptive", _SPECULATION, "Verify what is expected to pay, or whole drafts, whatever they cost."),
 )
 ALL = frozenset(option.field for option in ENGINE_OPTIONS)
+WHOLE_NUMBERS = frozenset(name for name, kind in _TYPES.items() if kind in (int, int | None))
+OPTIONAL_NUMBERS = frozenset(name for name, kind in _TYPES.items() if kind in (int | None, float | None))
+_ALIASES_OF_OTHERS = {  # of parameters that single commands have
+    "--alias": "served_model_name",
+    "-a": "served_model_name",
+    "--uvicorn-log-level": "log_level",
+    "--temp": "temperature",
+    "--repeat-penalty": "repetition_penalty",
+    "-n": "max_tokens",
+    "--predict": "max_tokens",
+    "--n-predict": "max_tokens",
+    "--system-prompt": "system",
+    "-sys": "system",
+}
+# what other servers call an option: by their flag, the name of the parameter
+ALIASES = {alias: option.field for option in ENGINE_OPTIONS for alias in option.aliases} | _ALIASES_OF_OTHERS
+CONFIG_FLAG, _CONFIG_FILE = "--config", "config_file"
 
 
 def takes_engine(offered: Collection[str] = ALL, /, **defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -114,15 +182,22 @@ def takes_engine(offered: Collection[str] = ALL, /, **defaults: object) -> Calla
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
+            del values[_CONFIG_FILE]  # read already, see `specdec.cli.command`
             given = {option.field: values.pop(option.field) for option in options}
             command(**values, **{_PARAMETER: EngineConfig.of(defaults | given)})
 
-        both = [*own, *parameters]
+        both = [*own, *parameters, _config_file()]
         run.__dict__["__signature__"] = signature.replace(parameters=both)
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in both}
         return run
 
     return decorate
+
+
+def _config_file() -> inspect.Parameter:
+    said = typer.Option(CONFIG_FLAG, help="A YAML file of options, as in 'max-batch: 8'; flags and SPECDEC_* go before it.")
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(_CONFIG_FILE, keyword, default=None, annotation=Annotated[str | None, said])
 
 
 def arguments(config: EngineConfig) -> list[str]:

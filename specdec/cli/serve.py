@@ -34,6 +34,7 @@ def serve(
     log_level: Annotated[str, typer.Option(help=f"{', '.join(_LOG_LEVELS)}.")] = "info",
 ) -> None:
     """Serve a model over an OpenAI-compatible API."""
+    log_level = log_level.lower()
     if log_level not in _LOG_LEVELS:
         raise ConfigError(f"log_level must be one of {', '.join(_LOG_LEVELS)}, not {log_level!r}.")
     log = functools.partial(logging.basicConfig, level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s")

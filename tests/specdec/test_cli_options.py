@@ -14,7 +14,7 @@ from specdec.cli.options import ALL, ENGINE_OPTIONS, EngineOption, takes_engine
 from specdec.config import EngineConfig
 
 LEFT_OUT = {  # by command, the fields that make no sense there
-    "info": ALL - {"model", "draft_model"},
+    "info": ALL - {"model", "revision", "draft_model"},
     "lossless": {"max_batch", "chunk_tokens", "prefix_cache"},
     "tune": ALL - {"model", "dtype"},
 }
