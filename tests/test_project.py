@@ -17,7 +17,7 @@ FOLDERS = {"specdec": "specdec", "drafters": "specdec.drafters", "kernels": "spe
 LAYERS = (
     ("specdec",),  # the version
     ("kernels",),
-    ("errors", "progress", "arrays"),
+    ("errors", "progress", "arrays", "logs"),
     ("request", "config"),
     ("models",),
     ("user_tiles", "text", "machine"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,7 +85,7 @@ def test_colours_on_a_terminal_alone(model: str) -> None:
 def test_a_home_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SPECDEC_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, "/dev/null/cache")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: open("/dev/null/hub/token"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: Path("/dev/null/hub/token").read_text())
     result = CliRunner().invoke(app, ["download", "smollm2-135m"])
     (line,) = [line for line in result.stderr.splitlines() if not line.endswith(": done")]
     assert (result.exit_code, line.startswith("specdec: smollm2-135m cannot be read or kept at /dev/null/hub")) == (2, True)
@@ -94,4 +95,4 @@ def test_a_home_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPat
 def test_download_prints_where_it_lies(model: str) -> None:
     result = CliRunner().invoke(app, ["download", model])
     assert result.stdout == f"{model}\n"
-    assert json.loads((open(f"{result.stdout.strip()}/config.json")).read())["model_type"] == "llama"
+    assert json.loads((Path(result.stdout.strip()) / "config.json").read_text())["model_type"] == "llama"

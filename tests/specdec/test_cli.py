@@ -35,6 +35,7 @@ CONFIG = {
         (["serve", "--dtype", "int3"], "dtype must be one of"),
         (["serve", "--cache-gb", "0"], "cache_gb must be above 0"),
         (["serve", "--log-level", "loud"], "log_level"),
+        (["serve", "--log-level", "INFO", "--log-format", "xml"], "log_format"),
         (["generate", "no-such-model", "-p", "Hi"], "no-such-model"),
         (["generate", "no-such-model", "-p", "Hi", "--temperature", "-1"], "temperature"),
         (["generate", "no-such-model", "-p", " "], "The prompt is empty"),
@@ -116,6 +117,14 @@ def test_greeting_gives_a_command_that_works_as_it_is() -> None:
     assert '-H "Authorization: Bearer $SPECDEC_API_KEY"' in text
     body = text.partition("-d '")[2].rpartition("'")[0]
     assert json.loads(body)["model"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("::", "[::1]"), ("::1", "[::1]"), ("fe80::1", "[fe80::1]"), ("127.0.0.1", "127.0.0.1"), ("example.org", "example.org")],
+)
+def test_greeting_writes_addresses_as_urls_have_them(host: str, shown: str) -> None:
+    assert _greeting(host, 8000, "tiny", with_key=False).startswith(f"Serving tiny at http://{shown}:8000/v1 ")
 
 
 def test_summary_names_the_drafters_that_were_right() -> None:
