@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from specdec import __version__
+from specdec.user_tiles import table_path
 
 # libraries that compute read these, and may choose other kernels for them
 _PREFIXES = (
@@ -45,14 +46,16 @@ def fingerprint(device: torch.device) -> list[str]:
     ]
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
+        tiles = table_path(device)
         facts.append(f"gpu {device} {properties} cuda {torch.version.cuda}")
+        facts.append(f"tiles {hashlib.sha256(tiles.read_bytes()).hexdigest() if tiles.is_file() else None}")
     return facts
 
 
 def _own_files() -> str:
     """An editable checkout changes without its version. Sub-packages lie in this folder, or beside it."""
     beside = [_ROOT.parent / name for name in ("kernels", "drafters")] if (_ROOT.parent / "pyproject.toml").is_file() else []
-    files = sorted(path for folder in (_ROOT, *beside) for path in folder.rglob("*.py"))
+    files = sorted(path for folder in (_ROOT, *beside) for kind in ("*.py", "*.json") for path in folder.rglob(kind))
     found = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(found).encode()).hexdigest()
 

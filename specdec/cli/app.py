@@ -8,7 +8,7 @@ import typer
 
 from specdec import __version__
 from specdec.cli import bench, chat, download, generate, info, serve
-from specdec.cli.command import EngineCommand
+from specdec.cli.command import OTHER_NAMES, EngineCommand
 from specdec.errors import SpecdecError
 
 _USER_ERROR = 2
@@ -36,7 +36,7 @@ app = typer.Typer(
     help="Lossless tree speculative decoding: the model's own tokens, sooner.",
 )
 for _command in (serve.serve, generate.generate, chat.chat, info.info):
-    app.command(cls=EngineCommand)(_command)
+    app.command(cls=EngineCommand, epilog=OTHER_NAMES)(_command)
 app.command()(download.download)
 app.add_typer(bench.app, name="bench")
 

@@ -18,6 +18,7 @@ from specdec.cli.foreign import CONVERTED, FIXED, IMPOSSIBLE, VOID, Values
 from specdec.cli.options import ALIASES, CONFIG_FLAG, OPTIONAL_NUMBERS, WHOLE_NUMBERS
 from specdec.errors import ConfigError
 
+OTHER_NAMES = "Flags of vLLM, SGLang and llama.cpp are understood too, and so is SPECDEC_MAX_BATCH for --max-batch, and so on."
 _ENVIRONMENT = "SPECDEC_"
 _UNSET = ("auto", "-1")  # what other servers call "as if it were not given"
 _NUMBER = re.compile(r"-?\.?\d")  # what begins so is a value, not a flag

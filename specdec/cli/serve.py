@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +75,8 @@ def _serve(
     from specdec.server.app import serve as listen
     from specdec.server.process import EngineEndedError, EngineProcess, build_engine
 
+    # as the first process of a container, this one would not hear SIGTERM without a handler
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     console = Console(stderr=True)
     show = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     with EngineProcess(functools.partial(build_engine, config), info.banner, log) as engine:

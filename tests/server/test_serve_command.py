@@ -246,11 +246,12 @@ def test_no_engine_outlives_its_server(tmp_path: Path, phase: str) -> None:
             time.sleep(0.02)
 
 
-def test_ctrl_c_while_loading(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_loading(tmp_path: Path, number: signal.Signals) -> None:
     with serving(tmp_path, "never_build") as command:
         command.wait_for("Beginning: done")
-        command.ctrl_c()
-        assert command.exit_code() == 130
+        os.killpg(command.process.pid, number)
+        assert command.exit_code() == 128 + number
         assert command.log.read_text() == "Beginning: done\n"
 
 
