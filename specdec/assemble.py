@@ -22,6 +22,7 @@ from specdec.errors import ConfigError
 from specdec.kernels.tree_select import MAX_NODES
 from specdec.measurements import Measurements, kept_trials, measure, path_for, rounds_to_time
 from specdec.models.base import CacheSpec, Model
+from specdec.models.find import find, identity
 from specdec.models.info import ModelInfo, describe, model_info
 from specdec.models.loader import load_model
 from specdec.models.source import resolve
@@ -89,11 +90,11 @@ def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
         ConfigError: they cannot be found or used.
     """
     _use_threads(config)
-    source = resolve(config.model, progress, revision=config.revision)
+    source = find(config.model, progress, revision=config.revision)
     with _explained_memory("a smaller model"), kept_trials(config.measure_anew):
         model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
     tokenizer = chosen_tokenizer(config, source, model.config.vocab_size, progress)
-    return LoadedModel(model, tokenizer, config.model, identity=source.identity)
+    return LoadedModel(model, tokenizer, config.model, identity=identity(source))
 
 
 def build(
@@ -292,7 +293,7 @@ def _drafters(
 
     def load_draft_model() -> Model:
         assert config.draft_model is not None, "EngineConfig asks for one with the drafter draft-model"
-        source = resolve(config.draft_model, progress)
+        source = find(config.draft_model, progress)
         with _explained_memory("a smaller draft model"), kept_trials(config.measure_anew):
             return load_model(source, dtype=config.dtype, device=config.device, progress=progress, num_positions=positions)
 

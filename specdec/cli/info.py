@@ -26,12 +26,12 @@ _DRAFTERS = (
 @takes_engine({"model", "revision", "draft_model"})
 def info(config: EngineConfig) -> None:
     """Show what a model is, the memory it needs and the drafters that fit it."""
-    from specdec.models.info import model_info  # brings torch, which --help should not wait for
-    from specdec.models.source import resolve
+    from specdec.models.find import find  # brings torch, which --help should not wait for
+    from specdec.models.info import model_info
 
     console = Console()
     progress = on_stderr()
-    source = resolve(config.model, progress, weights=False, revision=config.revision)
+    source = find(config.model, progress, weights=False, revision=config.revision)
     described = model_info(source)
     table = Table(title=config.model, show_header=False, title_justify="left")
     for name, value in [*_rows(described), *_cache_rows(described, config.page_size)]:

@@ -54,7 +54,7 @@ def describe(config: ModelConfig, name: str) -> ModelInfo:
 
 
 class _CountedWeights:
-    """See `specdec.models.base.Weights`. Nothing is computed: torch would load its compiler for tensors without storage."""
+    """See `specdec.models.base.Weights`."""
 
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
@@ -68,18 +68,14 @@ class _CountedWeights:
         return torch.empty(shape, device="meta")
 
     def packed(self, *parts: tuple[str, int, int]) -> PackedWeight:
-        for name, *shape in parts:
-            self.plain(name, *shape)
-        return pack(torch.empty((sum(rows for _, rows, _ in parts), parts[0][2]), device="meta"))
+        return pack(torch.cat([self.plain(name, *shape) for name, *shape in parts]))
 
     def router(self, name: str, *shape: int) -> PackedWeight:
         self.num_router_parameters += math.prod(shape)
         return pack(self.plain(name, *shape))
 
     def experts(self, num_experts: int, *parts: tuple[str, int, int]) -> Experts:
-        for name, *shape in parts:
-            self.plain(name, num_experts, *shape)
-        return torch.empty((num_experts, sum(rows for _, rows, _ in parts), parts[0][2]), device="meta")
+        return torch.cat([self.plain(name, num_experts, *shape) for name, *shape in parts], dim=1)
 
     def shared(self, plain: Tensor) -> PackedWeight:
         return pack(plain, keep_plain=True)

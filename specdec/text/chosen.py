@@ -4,7 +4,8 @@ from pathlib import Path
 
 from specdec.config import EngineConfig
 from specdec.errors import ConfigError
-from specdec.models.source import Source, resolve
+from specdec.models.find import find
+from specdec.models.source import Source
 from specdec.progress import Progress
 from specdec.text.tokenizer import Tokenizer
 
@@ -16,7 +17,7 @@ def chosen_tokenizer(config: EngineConfig, source: Source, vocab_size: int, prog
         ConfigError: it cannot be found or used, or knows more tokens than the model.
     """
     if config.tokenizer is not None:
-        source = resolve(config.tokenizer, progress, weights=False)
+        source = find(config.tokenizer, progress, weights=False)
     found = Tokenizer.load(source)
     if config.tokenizer is not None and found.vocab_size > vocab_size:
         raise ConfigError(

@@ -139,7 +139,8 @@ def test_every_option_can_stand_in_the_environment() -> None:
         "model": "m", "revision": "r", "tokenizer": "t", "chat_template": "{{ x }}", "dtype": "bfloat16", "device": "cpu",
         "threads": 3, "measure_anew": True, "max_model_len": 77, "max_batch": 5, "gpu_memory_utilization": 0.5,
         "cache_gb": 1.5, "page_size": 32, "chunk_tokens": 9, "prefix_cache": False, "depth": 1, "draft_model": "d",
-        "generation_config": "none", "drafter": "ngram,draft-model", "acceptance": "rejection", "max_tree_nodes": 7, "max_tree_depth": 6, "adaptive": False,
+        "drafter": "ngram,draft-model", "acceptance": "rejection", "max_tree_nodes": 7, "max_tree_depth": 6, "adaptive": False,
+        "generation_config": "none", "parse_special": True,
     }  # fmt: skip
     known = {(option.flag or "--model").removeprefix("--").replace("-", "_") for option in ENGINE_OPTIONS}
     assert known <= values.keys()
