@@ -16,6 +16,7 @@ from specdec import assemble, machine, measurements
 from specdec.config import EngineConfig
 from specdec.kernels.linear import exact_rows
 from specdec.progress import Advance
+from specdec.round.probe import RoundCost
 from specdec.round.selftest import SelfTest
 
 CPU = torch.device("cpu")
@@ -39,6 +40,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("specdec.measurements.folder", lambda: tmp_path / "kept")
     monkeypatch.setattr("specdec.measurements._WORTH_SECONDS", 0.0)
     return tmp_path / "kept"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured in earnest."""
+    monkeypatch.setattr("specdec.measurements.check_rows", lambda *_: SelfTest(1, True))
+    monkeypatch.setattr("specdec.measurements.measure_costs", lambda _, wanted: [RoundCost(r, c, 0.1) for r, c in wanted])
 
 
 @pytest.fixture
@@ -66,7 +74,7 @@ def test_the_second_start_measures_nothing(folder: Path, config: EngineConfig) -
     assert start(config)[0].measured_at == anew.measured_at, "what was measured last is kept"
 
 
-def test_more_rows_than_are_known_are_measured(folder: Path, config: EngineConfig) -> None:
+def test_more_rows_than_are_known_are_measured(quick: None, folder: Path, config: EngineConfig) -> None:
     start(config)
     wider, measured = start(replace(config, max_tree_nodes=8))
     assert measured == TASKS
@@ -76,7 +84,7 @@ def test_more_rows_than_are_known_are_measured(folder: Path, config: EngineConfi
     assert start(replace(config, drafters=()))[1] == []
 
 
-def test_other_files_are_another_model(folder: Path, config: EngineConfig, tmp_path: Path) -> None:
+def test_other_files_are_another_model(quick: None, folder: Path, config: EngineConfig, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in Path(config.model).iterdir():
@@ -98,7 +106,7 @@ def _with_digest(body: bytes) -> bytes:
 @pytest.mark.parametrize(
     "damage", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, "one character", "its end", "another form", "folder"]
 )
-def test_a_damaged_file_is_no_fault(folder: Path, config: EngineConfig, damage: bytes | str) -> None:
+def test_a_damaged_file_is_no_fault(quick: None, folder: Path, config: EngineConfig, damage: bytes | str) -> None:
     start(config)
     path = next(folder.glob("model-*"))
     content = path.read_bytes()
@@ -117,7 +125,9 @@ def test_a_damaged_file_is_no_fault(folder: Path, config: EngineConfig, damage: 
     assert start(config)[1] == ([] if damage != "folder" else TASKS)
 
 
-def test_a_folder_that_cannot_be_written_is_no_fault(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_no_fault(
+    quick: None, config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("specdec.measurements._WORTH_SECONDS", 0.0)
     for place in ("/dev/null/kept", "/proc/kept"):
         monkeypatch.setattr("specdec.measurements.folder", lambda place=place: Path(place))
