@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 for _command in (serve.serve, generate.generate, chat.chat, info.info):
     app.command(cls=EngineCommand, epilog=OTHER_NAMES)(_command)
-app.command()(download.download)
+app.command(cls=EngineCommand)(download.download)
 app.add_typer(bench.app, name="bench")
 
 

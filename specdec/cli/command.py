@@ -8,7 +8,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class EngineCommand(typer.core.TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """See click: the words of the command line become the parameters' values."""
-        names = _Names(self.params)
+        names = _Names(self.params, _flags_of(ctx.find_root().command))
         if not ctx.resilient_parsing:  # which completion in a shell is
             args = list(names.words(args))
             path = _last_value(args, CONFIG_FLAG) or os.environ.get(f"{_ENVIRONMENT}CONFIG")
@@ -41,9 +42,10 @@ class EngineCommand(typer.core.TyperCommand):
 
 
 class _Names:
-    """The parameters of a command, and all names that they go by."""
+    """The parameters of a command, and all names that they go by. elsewhere: flags of any command, which files may have too."""
 
-    def __init__(self, parameters: Sequence[Any]) -> None:
+    def __init__(self, parameters: Sequence[Any], elsewhere: Collection[str]) -> None:
+        self._elsewhere = {*elsewhere, *ALIASES}
         self._parameters = {parameter.name: parameter for parameter in parameters}
         options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
         self._positive = {flag: option for option in options for flag in option.opts}
@@ -52,8 +54,9 @@ class _Names:
 
     def words(self, args: Sequence[str]) -> Iterator[str]:
         """A command line with our names in place of others."""
-        rest = iter(args)
-        for word in rest:
+        rest = deque(args)
+        while rest:
+            word = rest.popleft()
             if word == "--":
                 yield word
                 yield from rest
@@ -63,12 +66,19 @@ class _Names:
             if not word.startswith("-") or _NUMBER.match(word) or not self._knows(flag):
                 yield word
                 continue
-            given: str | None = value if equals else next(rest, None) if self._takes_value(flag) else None
-            if given is None and self._takes_value(flag):
+            given: str | None = value if equals else self._behind(flag, rest)
+            if given is None and self._takes_value(flag) and self._is_ours(flag):
                 yield flag  # the parser says what is missing
                 continue
             for name, found in self._meaning(flag, given).items():
                 yield from self._written(name, found)
+
+    def _behind(self, flag: str, rest: deque[str]) -> str | None:
+        """The value that follows a flag. Flags of others that have no effect here may have none in some versions."""
+        if not rest or not self._takes_value(flag):
+            return None
+        a_flag = rest[0].startswith("-") and not _NUMBER.match(rest[0])
+        return None if a_flag and not self._is_ours(flag) else rest.popleft()
 
     def of_file(self, path: str) -> Values:
         """The values of a YAML file: a mapping of options, with or without dashes, to values.
@@ -79,9 +89,9 @@ class _Names:
         found: Values = {}
         for key, value in _read_yaml(path).items():
             flag = self._flag(str(key))
-            if flag is None:
-                raise ConfigError(f"{path}: this command has no option {key!r}; `--help` lists those it has.")
-            if value is not None:
+            if flag is None and _dashed(f"--{str(key).strip('-')}") not in self._elsewhere:
+                raise ConfigError(f"{path}: there is no option {key!r}; `--help` lists those that there are.")
+            if flag is not None and value is not None:
                 found |= self._meaning(flag, value)
         return found
 
@@ -90,8 +100,8 @@ class _Names:
         make some of a service's name, and its port an address."""
         found: Values = {}
         for name, value in environment.items():
-            flag = f"--{name.removeprefix(_ENVIRONMENT).lower().replace('_', '-')}"
-            ours = name.startswith(_ENVIRONMENT) and self._knows(flag) and flag not in VOID and flag not in IMPOSSIBLE
+            flag = _dashed(f"--{name.removeprefix(_ENVIRONMENT).lower()}")
+            ours = name.startswith(_ENVIRONMENT) and self._is_ours(flag)
             if ours and value and not value.startswith(("tcp://", "udp://")):
                 found |= self._meaning(flag, value)
         return found
@@ -102,8 +112,11 @@ class _Names:
         return next((flag for flag in flags if self._knows(flag)), None)
 
     def _knows(self, flag: str) -> bool:
-        known = (self._positive, self._negative, self._aliases, FIXED, CONVERTED, VOID, IMPOSSIBLE)
-        return any(flag in names for names in known)
+        return self._is_ours(flag) or flag in VOID or flag in IMPOSSIBLE
+
+    def _is_ours(self, flag: str) -> bool:
+        """Whether it sets something here."""
+        return any(flag in names for names in (self._positive, self._negative, self._aliases, FIXED, CONVERTED))
 
     def _takes_value(self, flag: str) -> bool:
         if flag in self._negative or (flag in FIXED and flag not in self._positive):
@@ -155,6 +168,12 @@ class _Names:
         else:
             for each in value if isinstance(value, list) else [value]:
                 yield from (parameter.opts[0], str(each))
+
+
+def _flags_of(command: Any) -> set[str]:
+    """All flags of a command and of those below it."""
+    found = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    return found.union(*(_flags_of(below) for below in getattr(command, "commands", {}).values()))
 
 
 def _tell_foreign(flag: str, value: object) -> None:

@@ -82,6 +82,7 @@ def file(tmp_path: Path) -> Callable[[str], str]:
         (['--speculative-config={"model": "d"}'], {"drafters": ("draft-model",), "draft_model": "d"}),
         (["--tensor-parallel-size", "1", "-tp=1", "--quantization", "none", "--kv-cache-dtype", "auto"], {}),
         (["--trust-remote-code", "--seed", "0", "-ngl", "99", "--jinja"], {}),
+        (["-fa", "-c", "64", "--flash-attn", "on", "--prefix-cache=false"], {"max_model_len": 64, "prefix_cache": False}),
         (["--no-adaptive", "--prefix-cache"], {"adaptive": False}),
     ],
 )
@@ -186,7 +187,7 @@ def test_words_go_before_the_environment_and_that_before_the_file(file: Callable
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("max-bath: 8", "no option 'max-bath'"),
+        ("max-bath: 8", "there is no option 'max-bath'"),
         ("[1, 2]", "must map options to values"),
         ("a: [", "is not YAML"),
         ("tensor-parallel-size: 2", "one device"),
@@ -197,6 +198,13 @@ def test_a_wrong_config_file_is_one_line(file: Callable[[str], str], text: str, 
     result = CliRunner().invoke(app, ["serve", "--config", file(text)])
     (line,) = result.stderr.splitlines()
     assert (result.exit_code, words in line) == (2, True), line
+
+
+def test_a_config_file_may_be_that_of_another_command(file: Callable[[str], str], tmp_path: Path) -> None:
+    path = file(f"model: {tmp_path}/none\nport: 81\nserved-model-name: n\nmax-num-seqs: 3\nalias: n")
+    for command in ("info", "download"):
+        result = CliRunner().invoke(app, [command], env={"SPECDEC_CONFIG": path, "COLUMNS": "400"})
+        assert (result.exit_code, "There is no model" in result.stderr) == (2, True), result.stderr
 
 
 def test_a_config_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
