@@ -14,6 +14,7 @@ from specdec.assemble import Assembled, build
 from specdec.config import DEFAULT_MODEL, EngineConfig
 from specdec.drafters.registry import DrafterFactory
 from specdec.errors import RequestError, RoundError, SpecdecError
+from specdec.foreign import engine_fields
 from specdec.progress import Progress
 from specdec.request import FinishReason, Request, RequestOutput, SamplingParams, SpeculationStats, TokenLogprob, resolve_seed
 from specdec.text.tokenizer import Message
@@ -79,13 +80,14 @@ class LLM:
         """Args:
             model: alias, folder, .gguf file or hub id; or an engine that is assembled already, which nobody else may step.
             progress: shows loading.
-            options: fields of `EngineConfig`; drafters may be a comma list, and a draft model brings its drafter along.
+            options: fields of `EngineConfig`, or what other engines call them (`specdec.foreign`); drafters may be a comma
+                list, and a draft model brings its drafter along.
 
         Raises:
             ConfigError: the model cannot be loaded, or an option is unknown or out of its range.
         """
         if isinstance(model, str):
-            model = build(EngineConfig.of({"model": model, **options}), progress)
+            model = build(EngineConfig.of({"model": model, **engine_fields(options)}), progress)
         self.assembled = model
         self.engine = model.engine
         self.tokenizer = model.tokenizer

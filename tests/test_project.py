@@ -18,7 +18,7 @@ LAYERS = (
     ("specdec",),  # the version
     ("kernels",),
     ("errors", "progress", "arrays", "logs"),
-    ("request", "config"),
+    ("request", "config", "foreign"),
     ("models",),
     ("user_tiles", "text", "machine"),
     ("cache",),

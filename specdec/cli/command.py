@@ -1,6 +1,6 @@
 """Where the values of a command's options come from: its own words, the environment, a config file, in this order.
 
-Each place may use our names or those of other servers (`specdec.cli.options`, `specdec.cli.foreign`); they are read here and
+Each place may use our names or those of other servers (`specdec.cli.options`, `specdec.foreign`); they are read here and
 handed on under ours.
 """
 
@@ -15,9 +15,9 @@ from typing import Any
 
 import typer
 
-from specdec.cli.foreign import CONVERTED, FIXED, IMPOSSIBLE, VOID, Values
 from specdec.cli.options import ALIASES, CONFIG_FLAG, OPTIONAL_NUMBERS, WHOLE_NUMBERS
 from specdec.errors import ConfigError
+from specdec.foreign import CONVERTED, FIXED, IMPOSSIBLE, VOID, Values, told
 
 OTHER_NAMES = "Flags of vLLM, SGLang and llama.cpp are understood too, and so is SPECDEC_MAX_BATCH for --max-batch, and so on."
 _ENVIRONMENT = "SPECDEC_"
@@ -142,7 +142,8 @@ class _Names:
             return {name: meant != (str(value).lower() in ("false", "0", "no", "off"))} if name in self._parameters else {}
         if flag in CONVERTED:
             return {name: found for name, found in CONVERTED[flag](value).items() if name in self._parameters}
-        _tell_foreign(flag, value)
+        if why := told(flag, value):
+            print(f"specdec: {why}", file=sys.stderr)
         return {}
 
     def _value(self, parameter: Any, value: object) -> Values:
@@ -174,22 +175,6 @@ def _flags_of(command: Any) -> set[str]:
     """All flags of a command and of those below it."""
     found = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
     return found.union(*(_flags_of(below) for below in getattr(command, "commands", {}).values()))
-
-
-def _tell_foreign(flag: str, value: object) -> None:
-    """Say that a flag has no effect.
-
-    Raises:
-        ConfigError: it cannot be honoured.
-    """
-    if value is False:
-        return
-    if flag in VOID:
-        print(f"specdec: {flag} has no effect: {VOID[flag].why}.", file=sys.stderr)
-        return
-    foreign = IMPOSSIBLE[flag]
-    if str(value).lower() not in foreign.neutral:
-        raise ConfigError(f"{flag} is not supported: {foreign.why}.")
 
 
 def _dashed(flag: str) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from specdec.config import ACCEPTANCE_RULES, DRAFTERS, DTYPES, NO_DRAFTERS, EngineConfig
+from specdec.foreign import ENGINE_ALIASES
 
 _MODEL, _MACHINE, _ENGINE, _SPECULATION = "Model", "Machine", "Engine", "Speculation"  # the panels of --help
 _TYPES = get_type_hints(EngineConfig)
@@ -31,13 +32,17 @@ class EngineOption:
     panel: str | None  # of --help
     help: str
     name: str | None = None  # where it is not the field's; "" makes it an argument
-    aliases: tuple[str, ...] = ()  # what other servers call it
 
     @property
     def flag(self) -> str:
         """As it is typed; empty for an argument."""
         name = self.field.replace("_", "-") if self.name is None else self.name
         return f"--{name}" if name else ""
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """What other servers call it."""
+        return ENGINE_ALIASES.get(self.field, ())
 
     def parameter(self, default: object) -> inspect.Parameter:
         """The parameter of a command's function that typer makes the option from."""
@@ -65,51 +70,35 @@ class EngineOption:
 
 
 ENGINE_OPTIONS = (
-    EngineOption(
-        "model", None, "Alias, folder, .gguf file or hub id.", "", ("--model", "--model-path", "-m", "-hf", "-hfr", "--hf-repo")
-    ),
+    EngineOption("model", None, "Alias, folder, .gguf file or hub id.", ""),
     EngineOption("revision", _MODEL, "Branch, tag or commit of the model on the hub."),
-    EngineOption("tokenizer", _MODEL, "Take the tokenizer of this model.", None, ("--tokenizer-path",)),
-    EngineOption(
-        "chat_template", _MODEL, "A file with the chat template, or the template itself.", None, ("--chat-template-file",)
-    ),
+    EngineOption("tokenizer", _MODEL, "Take the tokenizer of this model."),
+    EngineOption("chat_template", _MODEL, "A file with the chat template, or the template itself."),
     EngineOption("dtype", _MACHINE, f"{', '.join(DTYPES)}."),
-    EngineOption("device", _MACHINE, "auto, cpu or cuda.", None, ("-dev",)),
-    EngineOption("num_threads", _MACHINE, "CPU threads; torch's own choice if not given.", "threads", ("-t", "--num-threads")),
+    EngineOption("device", _MACHINE, "auto, cpu or cuda."),
+    EngineOption("num_threads", _MACHINE, "CPU threads; torch's own choice if not given.", "threads"),
     EngineOption("measure_anew", _MACHINE, "Measure self-test and costs anew, or take them from an earlier start."),
-    EngineOption(
-        "max_model_len",
-        _ENGINE,
-        "Most tokens of prompt and answer.",
-        None,
-        ("--context-length", "-c", "--ctx-size", "--max-seq-len"),
-    ),
+    EngineOption("max_model_len", _ENGINE, "Most tokens of prompt and answer."),
     EngineOption(
         "max_batch",
         _ENGINE,
         "Sequences in one round; if not given, 256 on a GPU, else 32; benches: what they run.",
-        None,
-        ("--max-num-seqs", "--max-running-requests", "-np", "--parallel"),
     ),
     EngineOption(
         "gpu_memory_utilization",
         _ENGINE,
         "Share of a GPU's memory for weights and caches together, where --cache-gb is not given.",
-        None,
-        ("--mem-fraction-static",),
     ),
     EngineOption(
         "cache_gb",
         _ENGINE,
         "Memory for keys and values, in GB; if not given, most of what a GPU has free, else 2; benches: what they need.",
     ),
-    EngineOption("page_size", _ENGINE, "Tokens of one cache page.", None, ("--block-size",)),
+    EngineOption("page_size", _ENGINE, "Tokens of one cache page."),
     EngineOption(
         "chunk_tokens",
         _ENGINE,
         "Prompt tokens computed in one round; if not given, 8192 on a GPU (2048 where memory is short), else 256.",
-        None,
-        ("--max-num-batched-tokens", "--chunked-prefill-size", "-b", "--batch-size"),
     ),
     EngineOption("prefix_cache", _ENGINE, "Keep computed prompts for those that begin alike, or compute each anew."),
     EngineOption(
@@ -122,24 +111,14 @@ ENGINE_OPTIONS = (
         "draft_model",
         _SPECULATION,
         "A smaller model with the same tokenizer; adds the drafter draft-model.",
-        None,
-        ("--speculative-draft-model-path", "--speculative-draft-model", "--speculative-model", "-md", "--model-draft"),
     ),
     EngineOption("acceptance", _SPECULATION, f"Rule: {' or '.join(ACCEPTANCE_RULES)}."),
     EngineOption(
         "max_tree_nodes",
         _SPECULATION,
         "Most nodes of one sequence's tree, the root counted.",
-        None,
-        ("--speculative-num-draft-tokens",),
     ),
-    EngineOption(
-        "max_tree_depth",
-        _SPECULATION,
-        "Most drafted tokens in a row.",
-        None,
-        ("--num-speculative-tokens", "--speculative-num-steps", "--spec-draft-n-max", "--draft-max", "--draft"),
-    ),
+    EngineOption("max_tree_depth", _SPECULATION, "Most drafted tokens in a row."),
     EngineOption("adaptive", _SPECULATION, "Verify what is expected to pay, or whole drafts, whatever they cost."),
 )
 ALL = frozenset(option.field for option in ENGINE_OPTIONS)

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from specdec.cli import foreign
+from specdec import foreign
 from specdec.cli.app import app
 from specdec.cli.command import EngineCommand
 from specdec.cli.options import ALIASES, ENGINE_OPTIONS, takes_engine

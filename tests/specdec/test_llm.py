@@ -11,6 +11,7 @@ import pytest
 
 from specdec import LLM, Completion, EngineConfig, SamplingParams
 from specdec.errors import ConfigError, RequestError, RoundError
+from specdec.foreign import engine_fields
 from specdec.llm import Prompt
 from specdec.request import FinishReason, Request
 
@@ -61,6 +62,23 @@ def test_options_are_the_configs_own(model: str) -> None:
     config = EngineConfig.of({"model": "m", "dtype": "half", "draft_model": "d", "drafters": "none"})
     assert config == EngineConfig(model="m", dtype="float16", draft_model="d", drafters=("draft-model",))
     assert EngineConfig.of({}) == EngineConfig()
+
+
+def test_options_as_other_engines_call_them(caplog: pytest.LogCaptureFixture) -> None:
+    given = {
+        "tensor_parallel_size": 1,
+        "quantization": None,
+        "max_num_seqs": 8,
+        "enable_prefix_caching": False,
+        "dtype": "half",
+    }
+    speculative = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 4}}
+    found = EngineConfig.of(engine_fields(given | speculative | {"trust_remote_code": True, "enforce_eager": False}))
+    assert found == EngineConfig(max_batch=8, prefix_cache=False, dtype="float16", drafters=("ngram",), max_tree_depth=4)
+    assert "--trust-remote-code has no effect" in caplog.text
+    assert "--enforce-eager" not in caplog.text
+    with pytest.raises(ConfigError, match="one device"):
+        LLM("m", tensor_parallel_size=2)
 
 
 def test_texts_ids_and_requests_are_prompts_alike(llm: LLM) -> None:

@@ -1,16 +1,18 @@
-"""Flags of other servers (vLLM, SGLang, llama.cpp): those that change nothing here, and those that cannot be honoured.
-
-What has a counterpart here is declared with it, see `specdec.cli.options.EngineOption.aliases`.
+"""Names that other engines (vLLM, SGLang, llama.cpp) have for options: those with a counterpart here, those that change
+nothing, and those that cannot be honoured, with the reason. As flags; Python's keyword arguments are the same without dashes.
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from specdec.errors import ConfigError
 
-Values = dict[str, object]  # by parameter of a command
+_log = logging.getLogger(__name__)
+
+Values = dict[str, object]  # by parameter of a command, or by field of EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,28 @@ _STAYS = "weights and caches stay where --device is; choose a smaller model or a
 _NO_GRAMMAR = "answers are not constrained by a grammar; leave it out"
 _OWN_CONFIG = "the checkpoint's config is taken as it is; change a copy of its config.json"
 _ON_DISK = "specdec reads GGUF files from disk; fetch the file first and name its path"
+
+ENGINE_ALIASES: Mapping[str, tuple[str, ...]] = {  # by field of EngineConfig, what others call it
+    "model": ("--model", "--model-path", "-m", "-hf", "-hfr", "--hf-repo"),
+    "tokenizer": ("--tokenizer-path",),
+    "chat_template": ("--chat-template-file",),
+    "device": ("-dev",),
+    "num_threads": ("-t", "--num-threads"),
+    "max_model_len": ("--context-length", "-c", "--ctx-size", "--max-seq-len"),
+    "max_batch": ("--max-num-seqs", "--max-running-requests", "-np", "--parallel"),
+    "gpu_memory_utilization": ("--mem-fraction-static",),
+    "page_size": ("--block-size",),
+    "chunk_tokens": ("--max-num-batched-tokens", "--chunked-prefill-size", "-b", "--batch-size"),
+    "draft_model": (
+        "--speculative-draft-model-path",
+        "--speculative-draft-model",
+        "--speculative-model",
+        "-md",
+        "--model-draft",
+    ),
+    "max_tree_nodes": ("--speculative-num-draft-tokens",),
+    "max_tree_depth": ("--num-speculative-tokens", "--speculative-num-steps", "--spec-draft-n-max", "--draft-max", "--draft"),
+}
 
 VOID: Mapping[str, Foreign] = {
     **_all("--trust-remote-code -trc", "specdec runs no code of a checkpoint"),
@@ -221,3 +245,44 @@ FIXED: Mapping[str, tuple[str, bool]] = {  # flags without a value, and what the
     "--cache-prompt": ("prefix_cache", True),
     "--no-cache-prompt": ("prefix_cache", False),
 }
+
+
+def told(flag: str, value: object) -> str | None:
+    """Why a flag without a counterpart has no effect; None where its value asks for nothing.
+
+    Raises:
+        ConfigError: it cannot be honoured.
+    """
+    if value is False:
+        return None
+    if flag in VOID:
+        return f"{flag} has no effect: {VOID[flag].why}."
+    foreign = IMPOSSIBLE[flag]
+    if str(value).lower() not in foreign.neutral:
+        raise ConfigError(f"{flag} is not supported: {foreign.why}.")
+    return None
+
+
+def engine_fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments under the names that people know, as fields of EngineConfig; unknown ones are left as they are.
+
+    Raises:
+        ConfigError: one of them cannot be honoured.
+    """
+    fields = {alias: name for name, aliases in ENGINE_ALIASES.items() for alias in aliases}
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if flag in fields:
+            found[fields[flag]] = value
+        elif flag in FIXED:
+            field, meant = FIXED[flag]
+            found[field] = meant == bool(value)
+        elif flag in CONVERTED:
+            found |= CONVERTED[flag](value) if value is not None else {}
+        elif flag in VOID or flag in IMPOSSIBLE:
+            if value is not None and (why := told(flag, value)):
+                _log.warning("%s", why)
+        else:
+            found[name] = value
+    return found
