@@ -1,13 +1,11 @@
-"""A model in this process, without a server: several prompts at once, one streamed, one with a text that its answer resembles.
+"""A model in this process, without a server: several prompts at once, a conversation, a stream, a predicted text.
 
 python examples/offline.py
 """
 
 import argparse
 
-from specdec.config import EngineConfig
-from specdec.llm import LLM
-from specdec.request import Request, SamplingParams
+from specdec import LLM, Request, SamplingParams
 
 CODE = "def area(width, height):\n    return width * height\n"
 
@@ -15,25 +13,28 @@ CODE = "def area(width, height):\n    return width * height\n"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m", help="alias, folder, .gguf file or hub id")
-    llm = LLM.from_config(EngineConfig(model=parser.parse_args().model, cache_gb=0.5))
+    llm = LLM(parser.parse_args().model, cache_gb=0.5)
+    sampling = SamplingParams(temperature=0.0, max_tokens=40)
 
-    def request(name: str, question: str, prediction: str = "") -> Request:
-        return Request(
-            request_id=name,
-            prompt_ids=tuple(llm.tokenizer.chat([{"role": "user", "content": question}])),
-            sampling=SamplingParams(temperature=0.0, max_tokens=40),
-            prediction_ids=tuple(llm.tokenizer.encode(prediction, add_special_tokens=False)),
-        )
+    for answer in llm.generate(["The rivers of Europe are", "A prime number is"], sampling):
+        print(f"{answer.prompt}\n  whole: {answer.text!r}")
 
-    questions = ["Name three rivers of Europe.", "What is a prime number?"]
-    for answer in llm.generate([request(question, question) for question in questions]):
-        print(f"{answer.request_id}\n  whole: {answer.text!r}")
+    question = [{"role": "user", "content": "What is a prime number?"}]
+    (answer,) = llm.chat(question, SamplingParams(temperature=0.8, seed=1, max_tokens=20, n=2))
+    for choice in answer.outputs:
+        print(f"one of two: {choice.text!r}")
 
-    print("  streamed: ", end="")
-    for delta in llm.stream(request("streamed", questions[1])):
+    print("streamed: ", end="")
+    for delta in llm.stream_chat(question, sampling):
         print(delta.text, end="", flush=True)
 
-    (answer,) = llm.generate([request("predicted", f"Add a docstring:\n{CODE}", prediction=CODE)])
+    request = Request(
+        request_id="predicted",
+        prompt_ids=tuple(llm.tokenizer.chat([{"role": "user", "content": f"Add a docstring:\n{CODE}"}])),
+        sampling=sampling,
+        prediction_ids=tuple(llm.tokenizer.encode(CODE, add_special_tokens=False)),
+    )
+    (answer,) = llm.generate(request)
     print(f"\nWith a prediction: {answer.stats.mean_acceptance_length:.2f} tokens a round\n{answer.text}")
 
 

@@ -1,8 +1,8 @@
 """The HTTP application, and how it listens and ends.
 
-On SIGINT or SIGTERM the server takes no more connections and ends what runs: streams with `finish_reason: "length"`,
-`stop_reason: "abort"` and `[DONE]`, whole answers with HTTP 503, the engine after its round. A second signal ends the
-process at once. When the engine ends by itself, what runs fails with HTTP 500 and the server ends too.
+On SIGINT or SIGTERM the server takes no more requests (HTTP 503) and gives those that run time to end. What is cut then ends
+with an error: streams with an event of it and no `[DONE]`, whole answers with HTTP 503, the engine after its round. A second
+signal ends the process at once. When the engine ends by itself, what runs fails with HTTP 500 and the server ends too.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from specdec.server.client import EngineClient
 from specdec.server.errors import MAX_BODY_BYTES, shape_errors
 from specdec.server.hosts import EngineHost, EngineThread
 from specdec.server.process import EngineEndedError
+from specdec.server.record import AccessLines
 from specdec.server.routes import chat, completions, health, metrics, models
 from specdec.server.service import SERVICE, Service
 
@@ -62,22 +63,28 @@ def app_for(host: EngineHost, *, api_key: str | None = None, served_model_name: 
 
 def make_runner(app: web.Application) -> web.AppRunner:
     """Runs `app` so that a handler is cancelled when its client leaves."""
-    return web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_SECONDS)
+    return web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_SECONDS, access_log_class=AccessLines)
 
 
-def serve(app: web.Application, host: str, port: int, on_ready: Callable[[], None] = lambda: None) -> None:
-    """Listen until SIGINT or SIGTERM; `on_ready` is called once clients can connect.
+def serve(
+    app: web.Application, host: str, port: int, on_ready: Callable[[], None] = lambda: None, drain_seconds: float = 0.0
+) -> None:
+    """Listen until SIGINT or SIGTERM.
+
+    Args:
+        on_ready: called once clients can connect.
+        drain_seconds: that running requests have after the signal.
 
     Raises:
         OSError: the address is taken or not ours.
         EngineEndedError: the engine has ended by itself.
     """
-    asyncio.run(_listen(app, host, port, on_ready))
+    asyncio.run(_listen(app, host, port, on_ready, drain_seconds))
     if app[SERVICE].engine.lost:
         raise EngineEndedError(app[_HOST].join())
 
 
-async def _listen(app: web.Application, host: str, port: int, on_ready: Callable[[], None]) -> None:
+async def _listen(app: web.Application, host: str, port: int, on_ready: Callable[[], None], drain_seconds: float) -> None:
     stop = asyncio.Event()
     app[SERVICE].engine.on_loss = stop.set
     runner = make_runner(app)
@@ -87,6 +94,7 @@ async def _listen(app: web.Application, host: str, port: int, on_ready: Callable
         await web.TCPSite(runner, host, port).start()
         on_ready()
         await stop.wait()
+        await app[SERVICE].engine.drain(drain_seconds)
     finally:
         await runner.cleanup()
 
@@ -97,7 +105,7 @@ def _on_signals(stop: asyncio.Event) -> None:
     def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
             os._exit(128 + number)
-        _log.info("Shutting down; a second %s ends the process at once.", number.name)
+        _log.info("Shutting down once running requests have ended; a second %s ends the process at once.", number.name)
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -113,4 +121,4 @@ async def _connected(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _shut_down(app: web.Application) -> None:
-    app[SERVICE].engine.drain()
+    app[SERVICE].engine.cut()

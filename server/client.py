@@ -7,13 +7,14 @@ import asyncio
 import itertools
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from specdec.errors import RequestError
 from specdec.request import FinishReason, Request, RequestOutput, TokenLogprob
 from specdec.server.answers import Answer
 from specdec.server.errors import ApiError
 from specdec.server.messages import Abort, Admitted, Decoder, Metrics, Refused, Round, Submit, TellMetrics, encode
+from specdec.server.record import CallRecord
 
 _QUIET_SECONDS = 5.0  # a silent stream is woken after one to two of these; proxies cut one off after a minute, as a rule
 
@@ -30,6 +31,7 @@ class Generation:
         self._waiter: asyncio.Future[None] | None = None
         self._waits_for_all = False
         self._quiet = False  # since it was last looked at
+        self._record = CallRecord(requests)
 
     @property
     def done(self) -> bool:
@@ -51,6 +53,7 @@ class Generation:
             await self._wait()
         self._raise_failure()
         parts, self._parts = self._parts, {}
+        self._record.take(parts.values())
         self._quiet = False
         return parts
 
@@ -64,6 +67,7 @@ class Generation:
         while self._running and self._failure is None:
             await self._wait()
         self._raise_failure()
+        self._record.take(self._parts.values())
         return [self._parts.pop(index) for index in range(len(self.requests))]
 
     def add(self, index: int, num_tokens: int, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
@@ -89,6 +93,13 @@ class Generation:
         self._running.clear()
         self._wake()
 
+    def tell(self, error: str | None) -> None:
+        """The call is over: write its line of the log. error: why it failed, where that was found elsewhere."""
+        self._record.take(self._parts.values())
+        if self._failure is not None:
+            error = self._failure.message
+        self._record.tell(error)
+
     def look(self) -> None:
         """Wake a stream that has brought nothing since the last look."""
         if self._quiet and not self._waits_for_all:
@@ -97,6 +108,7 @@ class Generation:
 
     def _part(self, index: int) -> Answer:
         part = self._parts.get(index)
+        self._record.begin()
         if part is None:
             part = self._parts[index] = Answer()
         return part
@@ -136,6 +148,7 @@ class EngineClient(asyncio.Protocol):
         self._metrics = b""  # as last told
         self._scrapes: list[asyncio.Future[None]] = []
         self._disconnected = asyncio.Event()
+        self._emptied = asyncio.Event()  # no call is open any more
         self._looks: asyncio.TimerHandle | None = None
 
     @property
@@ -159,15 +172,21 @@ class EngineClient(asyncio.Protocol):
             raise ApiError(503, "The server is shutting down.", code="shutting_down")
         if not self.healthy:
             raise ApiError(503, "The engine has stopped; restart the server.", code="engine_stopped")
-        call, generation = next(self._calls), Generation(requests)
+        call, generation, refusal = next(self._calls), Generation(requests), None
         self._send(Submit(call, generation.requests))
         self._open[call] = generation
         try:
             await generation.admitted
             yield generation
+        except (RequestError, ApiError) as error:
+            refusal = error.message
+            raise
         finally:
             del self._open[call]
             self._abort(generation)
+            generation.tell(refusal)
+            if not self._open:
+                self._emptied.set()
 
     async def metrics(self) -> bytes:
         """The engine's counters in Prometheus' text form; as last told once it has ended."""
@@ -178,11 +197,20 @@ class EngineClient(asyncio.Protocol):
             await scrape
         return self._metrics
 
-    def drain(self) -> None:
-        """Take no more requests and end those that run, each with what it has."""
+    async def drain(self, seconds: float) -> None:
+        """Take no more requests, and wait until those that run have ended, for at most so long."""
+        self._draining = True
+        self._emptied.clear()
+        if self._open:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), seconds)
+
+    def cut(self) -> None:
+        """Take no more requests, and end those that run with an error."""
         self._draining = True
         for generation in self._open.values():
             self._abort(generation)
+            generation.fail(ApiError(503, "The server shut down before the answer was complete.", code="shutting_down"))
 
     async def disconnect(self) -> None:
         """Tell the engine to end."""

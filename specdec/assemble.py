@@ -1,6 +1,5 @@
 """The composition root: turns an EngineConfig into a running engine. The one place that names every concrete class."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +20,9 @@ from specdec.engine.scheduler import Scheduler
 from specdec.engine.sequence import HostWork
 from specdec.errors import ConfigError
 from specdec.kernels.tree_select import MAX_NODES
+from specdec.measurements import Measurements, kept_trials, measure, path_for, rounds_to_time
 from specdec.models.base import CacheSpec, Model
+from specdec.models.find import find, identity
 from specdec.models.info import ModelInfo, describe, model_info
 from specdec.models.loader import load_model
 from specdec.models.source import resolve
@@ -29,19 +30,16 @@ from specdec.progress import NoProgress, Progress
 from specdec.round.accept.registry import RULES
 from specdec.round.forward import Forward
 from specdec.round.plan import MOST_TREE_ROWS, ROW_BUCKETS
-from specdec.round.probe import Probe, RoundCost, measure_costs
+from specdec.round.probe import Probe, RoundCost
 from specdec.round.rehearsal import rehearse
 from specdec.round.round import Round
 from specdec.round.rows import Entries
-from specdec.round.selftest import MOST_POSITIONS, SelfTest, check_rows
+from specdec.round.selftest import MOST_POSITIONS, SelfTest
 from specdec.round.slots import Slots
+from specdec.text.chosen import chosen_tokenizer
 from specdec.text.tokenizer import Tokenizer
 from specdec.user_tiles import use_own
 
-_log = logging.getLogger(__name__)
-
-_COST_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_COST_CONTEXTS = (128, 1024)
 GPU_TILE = 64  # keys that the attention kernels read at once, from one page
 _CPU_CACHE_GB = 2.0
 _ROOM_FOR_ROWS = 2e9  # bytes, of which 8,192 rows of a 30B mixture of experts take about a third
@@ -55,11 +53,15 @@ _MARKS_PER_SLOT = 1  # states kept for prefixes, beside those of sequences
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A target in memory, on which several engines can be built one after another."""
+    """A target in memory, on which several engines can be built one after another.
+
+    identity: of its files, for what is kept of earlier starts; None keeps nothing.
+    """
 
     model: Model
     tokenizer: Tokenizer
     name: str
+    identity: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Assembled:
     device: str
     self_test: SelfTest
     costs: tuple[RoundCost, ...]  # as measured at start-up
+    measured_at: float  # when both were measured, in seconds since 1970
     page_bytes: int  # of one page of the caches, all layers
     state_bytes: int  # of what the caches keep beside pages: for each slot, and for prefixes
 
@@ -87,10 +90,11 @@ def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
         ConfigError: they cannot be found or used.
     """
     _use_threads(config)
-    source = resolve(config.model, progress)
-    with _explained_memory("a smaller model"):
+    source = find(config.model, progress, revision=config.revision)
+    with _explained_memory("a smaller model"), kept_trials(config.measure_anew):
         model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
-    return LoadedModel(model, Tokenizer.load(source), config.model)
+    tokenizer = chosen_tokenizer(config, source, model.config.vocab_size, progress)
+    return LoadedModel(model, tokenizer, config.model, identity=identity(source))
 
 
 def build(
@@ -126,11 +130,11 @@ def build(
     with _explained_memory("a lower --cache-gb or --max-model-len"):
         caches, entries = _caches(specs, sizes, config, model)
         forward = Forward(model, caches)
-        self_test, costs = _measure(Probe(forward, entries, sizes.num_pages), sizes, config, made, progress)
+        measured = _measured(Probe(forward, entries, sizes.num_pages), loaded, sizes, config, bool(made), progress)
         _bind(made, caches, len(model.cache_specs), forward.row_multiple)
         fixed = fixed_shapes if fixed_shapes is not None else model.device.type == "cuda"
         round_ = _round(config, sizes, forward, made, entries, fixed)
-        planner = _planner(config, sizes, round_, costs)
+        planner = _planner(config, sizes, round_, measured.costs)
         if model.device.type == "cuda":
             rehearse(round_, planner, sizes.chunk_tokens, sizes.max_model_len, progress)
     engine = Engine(
@@ -152,8 +156,9 @@ def build(
         drafters=round_.drafting.names.names,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
-        self_test=self_test,
-        costs=costs,
+        self_test=measured.self_test,
+        costs=measured.costs,
+        measured_at=measured.measured_at,
         page_bytes=page_bytes(specs, config.page_size, caches.room.dtype),
         state_bytes=_state_bytes(config, model, specs),
     )
@@ -211,7 +216,7 @@ def _sizes(config: EngineConfig, model: Model, specs: Sequence[CacheSpec]) -> _S
     max_batch = _max_batch(config, model)
     cache_gb = config.cache_gb
     if cache_gb is None:
-        cache_gb = _GPU_SHARE * torch.cuda.mem_get_info(model.device)[0] / 1e9 if on_gpu else _CPU_CACHE_GB
+        cache_gb = _gpu_cache_gb(config, model.device) if on_gpu else _CPU_CACHE_GB
     stored = cache_dtype(model.dtype, model.device)
     states = _state_bytes(config, model, specs)
     each = max(page_bytes(specs, config.page_size, stored), 1)  # states alone need no page
@@ -238,6 +243,20 @@ def _sizes(config: EngineConfig, model: Model, specs: Sequence[CacheSpec]) -> _S
         num_marks=_num_marks(config, max_batch) if has_state(specs) else None,
         longest_path=_longest_path(config),
     )
+
+
+def _gpu_cache_gb(config: EngineConfig, device: torch.device) -> float:
+    """What is left for caches once the weights are loaded."""
+    free, total = torch.cuda.mem_get_info(device)
+    if config.gpu_memory_utilization is None:
+        return _GPU_SHARE * free / 1e9
+    left = free - (1 - config.gpu_memory_utilization) * total
+    if left <= 0:
+        raise ConfigError(
+            f"gpu_memory_utilization {config.gpu_memory_utilization:g} of {total / 1e9:.1f} GB leaves nothing for caches: "
+            f"{(total - free) / 1e9:.1f} GB are taken; raise --gpu-memory-utilization."
+        )
+    return left / 1e9
 
 
 def _num_marks(config: EngineConfig, max_batch: int) -> int:
@@ -274,8 +293,8 @@ def _drafters(
 
     def load_draft_model() -> Model:
         assert config.draft_model is not None, "EngineConfig asks for one with the drafter draft-model"
-        source = resolve(config.draft_model, progress)
-        with _explained_memory("a smaller draft model"):
+        source = find(config.draft_model, progress)
+        with _explained_memory("a smaller draft model"), kept_trials(config.measure_anew):
             return load_model(source, dtype=config.dtype, device=config.device, progress=progress, num_positions=positions)
 
     resources = DrafterResources(
@@ -360,29 +379,15 @@ def _scheduler(config: EngineConfig, sizes: _Sizes) -> Scheduler:
     )
 
 
-def _measure(
-    probe: Probe, sizes: _Sizes, config: EngineConfig, drafters: Sequence[Drafter], progress: Progress
-) -> tuple[SelfTest, tuple[RoundCost, ...]]:
-    """The self-test, then the cost of rounds by rows and context."""
+def _measured(
+    probe: Probe, loaded: LoadedModel, sizes: _Sizes, config: EngineConfig, speculates: bool, progress: Progress
+) -> Measurements:
+    """The self-test, and what rounds cost where that is asked."""
     if sizes.num_pages * config.page_size < MOST_POSITIONS:
         raise ConfigError(f"The cache holds fewer than {MOST_POSITIONS} tokens; raise --cache-gb.")
-    with progress.task("Checking that rows keep their bits", 1) as advance:
-        self_test = check_rows(probe, probe.forward.model.config.vocab_size)
-        advance(1)
-    if not self_test.exact:
-        _log.warning(
-            "On this machine %s: speculation may change tokens whose logits nearly tie. Please report this processor.",
-            self_test.failure,
-        )
-    if not drafters or not config.adaptive:
-        return self_test, ()
-    rows = [count for count in _COST_ROWS if count <= max(config.max_tree_nodes, _max_batch(config, probe.forward.model))]
-    limit = min(sizes.max_model_len, sizes.num_pages * config.page_size) - max(rows)
-    contexts = [context for context in _COST_CONTEXTS if context <= limit]
-    costs = []
-    with progress.task("Measuring what a round costs", len(rows) * len(contexts)) as advance:
-        for cost in measure_costs(probe, rows, contexts):
-            costs.append(cost)
-            advance(1)
-    probe.forget()
-    return self_test, tuple(costs)
+    longest = min(sizes.max_model_len, sizes.num_pages * config.page_size)
+    wanted = rounds_to_time(max(config.max_tree_nodes, sizes.max_batch), longest) if speculates and config.adaptive else []
+    path = None
+    if loaded.identity is not None:
+        path = path_for(loaded.identity, loaded.model.dtype, loaded.model.device, config.page_size)
+    return measure(probe, wanted, path, config.measure_anew, progress)

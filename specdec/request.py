@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -38,15 +38,22 @@ class SamplingParams:
     presence_penalty: float = 0.0  # over output, as OpenAI defines it
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int = 0  # unsigned 63 bits; the caller draws one when the user gave none
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    seed: int = 0  # unsigned 63 bits; None and -1 draw one, now
+    stop: Sequence[str] = ()  # one string is one stop string; kept as a tuple
+    stop_token_ids: Sequence[int] = ()
     min_tokens: int = 0  # stop tokens are forbidden, stop strings are not looked for, until then
     max_tokens: int = 16
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none; 0: the token's own; n: also the n most likely
+    n: int = 1  # answers to one prompt; `specdec.llm` makes a request for each of them, and the engine answers one
 
     def __post_init__(self) -> None:
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        object.__setattr__(self, "stop", stops)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        if self.seed in (None, -1):
+            object.__setattr__(self, "seed", resolve_seed(None))
+        _require(self.n >= 1, "n", self.n, "1 or more")
         _require(0.0 <= self.temperature <= 100.0, "temperature", self.temperature, "between 0 and 100")
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
         _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,15 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def measurements_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tests leave the user's cache alone, and find nothing there."""
+    folder = tmp_path_factory.mktemp("measurements")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("specdec.measurements.folder", lambda: folder)
+        yield folder
 
 
 @pytest.fixture(scope="session")

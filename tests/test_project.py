@@ -17,13 +17,14 @@ FOLDERS = {"specdec": "specdec", "drafters": "specdec.drafters", "kernels": "spe
 LAYERS = (
     ("specdec",),  # the version
     ("kernels",),
-    ("errors", "progress", "arrays"),
-    ("request", "config"),
+    ("errors", "progress", "arrays", "logs"),
+    ("request", "config", "foreign"),
     ("models",),
-    ("user_tiles", "text"),
+    ("user_tiles", "text", "machine"),
     ("cache",),
     ("draft",),
     ("round",),
+    ("measurements",),
     ("drafters",),
     ("engine",),
     ("assemble",),

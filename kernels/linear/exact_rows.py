@@ -5,7 +5,7 @@ elements. The trial makes it show in all: inputs come twice, their weights with 
 for the rounding of its sums.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -25,7 +25,18 @@ class ExactRows(NamedTuple):
     sizes: tuple[int, ...] = ()
 
 
-_found: dict[tuple[int, int, torch.dtype, int, int], ExactRows] = {}
+Trial = tuple[int, int, torch.dtype, int, int]  # features, inputs, dtype, layout rows, threads
+_found: dict[Trial, ExactRows] = {}
+
+
+def trials() -> dict[Trial, ExactRows]:
+    """All that were found or recalled so far."""
+    return dict(_found)
+
+
+def recall(known: Mapping[Trial, ExactRows]) -> None:
+    """Take over what an earlier process found on this machine, with the same versions and the same environment."""
+    _found.update(known)
 
 
 def find_exact_rows(num_features: int, num_inputs: int, dtype: torch.dtype, layout_rows: int) -> ExactRows:

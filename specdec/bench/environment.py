@@ -3,13 +3,13 @@
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
 from specdec import __version__
+from specdec.machine import cpu_name
 
 _PACKAGES = ("torch", "transformers", "numpy")
 
@@ -31,16 +31,6 @@ def conditions(device: str) -> dict[str, Any]:
         },
         "load_average_at_start": round(os.getloadavg()[0], 2),
     }
-
-
-def cpu_name() -> str:
-    """The processor's name as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -1,12 +1,14 @@
-"""The command line: `specdec serve`, `generate`, `info` and `bench`."""
+"""The command line: `specdec serve`, `generate`, `chat`, `info`, `download` and `bench`."""
 
+import os
 import sys
 from typing import Annotated, Any
 
 import typer
 
 from specdec import __version__
-from specdec.cli import bench, generate, info, serve
+from specdec.cli import bench, chat, download, generate, info, serve
+from specdec.cli.command import OTHER_NAMES, EngineCommand
 from specdec.errors import SpecdecError
 
 _USER_ERROR = 2
@@ -21,6 +23,9 @@ class _Commands(typer.core.TyperGroup):
         except SpecdecError as error:
             print(f"specdec: {error}", file=sys.stderr)
             raise typer.Exit(_USER_ERROR) from error
+        except BrokenPipeError:  # whoever read the output has left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
 
 
 app = typer.Typer(
@@ -30,9 +35,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Lossless tree speculative decoding: the model's own tokens, sooner.",
 )
-app.command()(serve.serve)
-app.command()(generate.generate)
-app.command()(info.info)
+for _command in (serve.serve, generate.generate, chat.chat, info.info):
+    app.command(cls=EngineCommand, epilog=OTHER_NAMES)(_command)
+app.command(cls=EngineCommand)(download.download)
 app.add_typer(bench.app, name="bench")
 
 

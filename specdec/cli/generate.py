@@ -54,7 +54,9 @@ def generate(
         max_tokens=max_tokens,
         ignore_eos=ignore_eos,
     )
-    text = sys.stdin.read() if prompt is None else prompt
+    text = read_stdin() if prompt is None else prompt
+    _require_utf8(text, "The prompt")
+    _require_utf8(prediction, "The prediction")
     if not text.strip():
         raise ConfigError("The prompt is empty; give one with -p or on standard input.")
     raise typer.Exit(_run(config, sampling, text, chat, prediction))
@@ -73,7 +75,7 @@ def _run(config: EngineConfig, sampling: SamplingParams, text: str, chat: bool |
     )
     num_tokens, last = 0, None
     started = time.perf_counter()
-    with _ctrl_c_noted() as interrupted:
+    with ctrl_c_noted() as interrupted:
         for last in llm.stream(request):
             num_tokens += len(last.token_ids)
             print(last.text, end="", flush=True)
@@ -88,9 +90,31 @@ def _run(config: EngineConfig, sampling: SamplingParams, text: str, chat: bool |
     return _INTERRUPTED if interrupted else 0
 
 
+def read_stdin() -> str:
+    """All of standard input, which is UTF-8 whatever the terminal's language is.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"Standard input is not UTF-8 (byte {error.start}); convert it, with iconv for example.") from error
+
+
+def _require_utf8(text: str, what: str) -> None:
+    """Bytes of the command line that are no UTF-8 come as half characters, which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{what} is not UTF-8 (character {error.start}); set a UTF-8 locale or use standard input."
+        ) from error
+
+
 def summary(num_tokens: int, seconds: float, last: RequestOutput) -> str:
     """How fast it was, and who guessed right."""
-    speed = f"{num_tokens} tokens in {seconds:.2f} s: {num_tokens / seconds:.1f} tok/s"
+    speed = f"{num_tokens} tokens in {seconds:.2f} s: {num_tokens / max(seconds, 1e-9):.1f} tok/s"
     if last.stats is None:  # interrupted
         return f"[{speed}]"
     stats = last.stats
@@ -106,7 +130,7 @@ def _encode(tokenizer: "Tokenizer", text: str, chat: bool | None) -> list[int]:
 
 
 @contextmanager
-def _ctrl_c_noted() -> Iterator[list[int]]:
+def ctrl_c_noted() -> Iterator[list[int]]:
     """Yields a list that Ctrl-C adds to, so that a round is never torn apart; a second Ctrl-C does tear it."""
     noted: list[int] = []
 

@@ -1,5 +1,6 @@
 """`specdec info`: what a model is and needs; and what `specdec serve` says about itself when it starts."""
 
+import time
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,15 +23,15 @@ _DRAFTERS = (
 )
 
 
-@takes_engine({"model", "draft_model"})
+@takes_engine({"model", "revision", "draft_model"})
 def info(config: EngineConfig) -> None:
     """Show what a model is, the memory it needs and the drafters that fit it."""
-    from specdec.models.info import model_info  # brings torch, which --help should not wait for
-    from specdec.models.source import resolve
+    from specdec.models.find import find  # brings torch, which --help should not wait for
+    from specdec.models.info import model_info
 
     console = Console()
     progress = on_stderr()
-    source = resolve(config.model, progress, weights=False)
+    source = find(config.model, progress, weights=False, revision=config.revision)
     described = model_info(source)
     table = Table(title=config.model, show_header=False, title_justify="left")
     for name, value in [*_rows(described), *_cache_rows(described, config.page_size)]:
@@ -49,7 +50,8 @@ def banner(assembled: "Assembled") -> str:
     if assembled.state_bytes:
         caches += f" and {_size(assembled.state_bytes)} for states"
     padded = f" with rows padded to multiples of {test.row_multiple}" if test.row_multiple > 1 else ""
-    lossless = f"yes, to the bit; checked on this machine{padded}" if test.exact else f"NO: {test.failure}"
+    checked = f"checked on this machine, {time.strftime('%Y-%m-%d %H:%M', time.localtime(assembled.measured_at))}"
+    lossless = f"yes, to the bit; {checked}{padded}" if test.exact else f"NO: {test.failure}"
     return (
         f"Model     {assembled.model_name} ({described.config.family}, {_millions(described.num_parameters)} parameters), "
         f"{assembled.dtype} on {assembled.device}\n"

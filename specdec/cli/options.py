@@ -1,17 +1,21 @@
-"""The engine's options: each is declared once, and every command that needs an engine offers them by `takes_engine`."""
+"""The engine's options: each is declared once, and every command that needs an engine offers them by `takes_engine`.
+
+On the command line, in a config file and as SPECDEC_* in the environment they have the same names; `specdec.cli.command` reads
+them there, also under the names of other servers.
+"""
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from specdec.config import ACCEPTANCE_RULES, DRAFTERS, DTYPES, NO_DRAFTERS, EngineConfig
-from specdec.errors import ConfigError
+from specdec.foreign import ENGINE_ALIASES
 
-_MACHINE, _ENGINE, _SPECULATION = "Machine", "Engine", "Speculation"  # the panels of --help
+_MODEL, _MACHINE, _ENGINE, _SPECULATION = "Model", "Machine", "Engine", "Speculation"  # the panels of --help
 _TYPES = get_type_hints(EngineConfig)
 _DEFAULTS = {field.name: field.default for field in fields(EngineConfig)}
 _PARAMETER = "config"  # the name under which a command gets its EngineConfig
@@ -34,6 +38,11 @@ class EngineOption:
         """As it is typed; empty for an argument."""
         name = self.field.replace("_", "-") if self.name is None else self.name
         return f"--{name}" if name else ""
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """What other servers call it."""
+        return ENGINE_ALIASES.get(self.field, ())
 
     def parameter(self, default: object) -> inspect.Parameter:
         """The parameter of a command's function that typer makes the option from."""
@@ -62,11 +71,24 @@ class EngineOption:
 
 ENGINE_OPTIONS = (
     EngineOption("model", None, "Alias, folder, .gguf file or hub id.", ""),
+    EngineOption("revision", _MODEL, "Branch, tag or commit of the model on the hub."),
+    EngineOption("tokenizer", _MODEL, "Take the tokenizer of this model."),
+    EngineOption("chat_template", _MODEL, "A file with the chat template, or the template itself."),
     EngineOption("dtype", _MACHINE, f"{', '.join(DTYPES)}."),
     EngineOption("device", _MACHINE, "auto, cpu or cuda."),
     EngineOption("num_threads", _MACHINE, "CPU threads; torch's own choice if not given.", "threads"),
+    EngineOption("measure_anew", _MACHINE, "Measure self-test and costs anew, or take them from an earlier start."),
     EngineOption("max_model_len", _ENGINE, "Most tokens of prompt and answer."),
-    EngineOption("max_batch", _ENGINE, "Sequences in one round; if not given, 256 on a GPU, else 32; benches: what they run."),
+    EngineOption(
+        "max_batch",
+        _ENGINE,
+        "Sequences in one round; if not given, 256 on a GPU, else 32; benches: what they run.",
+    ),
+    EngineOption(
+        "gpu_memory_utilization",
+        _ENGINE,
+        "Share of a GPU's memory for weights and caches together, where --cache-gb is not given.",
+    ),
     EngineOption(
         "cache_gb",
         _ENGINE,
@@ -85,13 +107,38 @@ ENGINE_OPTIONS = (
         "Pipeline depth: rounds enqueued ahead of the one whose outcome is known; if not given, 1 on a GPU, else 0.",
     ),
     EngineOption("drafters", _SPECULATION, f"Drafters, with commas: {', '.join(DRAFTERS)}; or {NO_DRAFTERS}.", "drafter"),
-    EngineOption("draft_model", _SPECULATION, "A smaller model with the same tokenizer; adds the drafter draft-model."),
+    EngineOption(
+        "draft_model",
+        _SPECULATION,
+        "A smaller model with the same tokenizer; adds the drafter draft-model.",
+    ),
     EngineOption("acceptance", _SPECULATION, f"Rule: {' or '.join(ACCEPTANCE_RULES)}."),
-    EngineOption("max_tree_nodes", _SPECULATION, "Most nodes of one sequence's tree, the root counted."),
+    EngineOption(
+        "max_tree_nodes",
+        _SPECULATION,
+        "Most nodes of one sequence's tree, the root counted.",
+    ),
     EngineOption("max_tree_depth", _SPECULATION, "Most drafted tokens in a row."),
     EngineOption("adaptive", _SPECULATION, "Verify what is expected to pay, or whole drafts, whatever they cost."),
 )
 ALL = frozenset(option.field for option in ENGINE_OPTIONS)
+WHOLE_NUMBERS = frozenset(name for name, kind in _TYPES.items() if kind in (int, int | None))
+OPTIONAL_NUMBERS = frozenset(name for name, kind in _TYPES.items() if kind in (int | None, float | None))
+_ALIASES_OF_OTHERS = {  # of parameters that single commands have
+    "--alias": "served_model_name",
+    "-a": "served_model_name",
+    "--uvicorn-log-level": "log_level",
+    "--temp": "temperature",
+    "--repeat-penalty": "repetition_penalty",
+    "-n": "max_tokens",
+    "--predict": "max_tokens",
+    "--n-predict": "max_tokens",
+    "--system-prompt": "system",
+    "-sys": "system",
+}
+# what other servers call an option: by their flag, the name of the parameter
+ALIASES = {alias: option.field for option in ENGINE_OPTIONS for alias in option.aliases} | _ALIASES_OF_OTHERS
+CONFIG_FLAG, _CONFIG_FILE = "--config", "config_file"
 
 
 def takes_engine(offered: Collection[str] = ALL, /, **defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -114,10 +161,11 @@ def takes_engine(offered: Collection[str] = ALL, /, **defaults: object) -> Calla
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
+            del values[_CONFIG_FILE]  # read already, see `specdec.cli.command`
             given = {option.field: values.pop(option.field) for option in options}
-            command(**values, **{_PARAMETER: engine_config(defaults | given)})
+            command(**values, **{_PARAMETER: EngineConfig.of(defaults | given)})
 
-        both = [*own, *parameters]
+        both = [*own, *parameters, _config_file()]
         run.__dict__["__signature__"] = signature.replace(parameters=both)
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in both}
         return run
@@ -125,16 +173,10 @@ def takes_engine(offered: Collection[str] = ALL, /, **defaults: object) -> Calla
     return decorate
 
 
-def engine_config(values: Mapping[str, Any]) -> EngineConfig:
-    """Fields of EngineConfig, some of them as they are typed.
-
-    Raises:
-        ConfigError: a value is out of its range, or there is no such drafter.
-    """
-    typed = values.get("drafters")
-    if isinstance(typed, str):
-        return EngineConfig(**{**values, "drafters": drafters(typed, values.get("draft_model"))})
-    return EngineConfig(**values)
+def _config_file() -> inspect.Parameter:
+    said = typer.Option(CONFIG_FLAG, help="A YAML file of options, as in 'max-batch: 8'; flags and SPECDEC_* go before it.")
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(_CONFIG_FILE, keyword, default=None, annotation=Annotated[str | None, said])
 
 
 def arguments(config: EngineConfig) -> list[str]:
@@ -145,26 +187,6 @@ def arguments(config: EngineConfig) -> list[str]:
         if value != _DEFAULTS[option.field]:
             found += option.words(value)
     return found
-
-
-def names(text: str) -> tuple[str, ...]:
-    """The items of a comma list, without blanks."""
-    return tuple(item.strip() for item in text.split(",") if item.strip())
-
-
-def drafters(text: str, draft_model: str | None) -> tuple[str, ...]:
-    """The drafters of a comma list; a draft model brings its drafter along.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
-    chosen = () if text.strip() == NO_DRAFTERS else names(text)
-    if draft_model is not None and "draft-model" not in chosen:
-        chosen = (*chosen, "draft-model")
-    for name in chosen:
-        if name not in DRAFTERS:
-            raise ConfigError(f"There is no drafter {name!r}; there are {', '.join((*DRAFTERS, NO_DRAFTERS))}.")
-    return chosen
 
 
 def _joined(items: tuple[str, ...]) -> str:

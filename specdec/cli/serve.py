@@ -2,10 +2,10 @@
 
 import errno
 import functools
-import logging
+import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -17,8 +17,9 @@ from specdec.cli.options import takes_engine
 from specdec.cli.progress import RichProgress
 from specdec.config import EngineConfig
 from specdec.errors import ConfigError
+from specdec.logs import LOG_FORMATS, LOG_LEVELS, set_up
 
-_LOG_LEVELS = ("debug", "info", "warning", "error")
+_DRAIN_SECONDS = 8.0  # `docker stop` kills after 10, Kubernetes after 30
 _PORT_TAKEN = "Port {port} of {host} is in use by another program; choose another one with --port."
 
 
@@ -31,15 +32,24 @@ def serve(
         str | None, typer.Option(help="Ask clients for this bearer key.", envvar="SPECDEC_API_KEY", show_envvar=True)
     ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="The model's name in the API.")] = None,
-    log_level: Annotated[str, typer.Option(help=f"{', '.join(_LOG_LEVELS)}.")] = "info",
+    log_level: Annotated[str, typer.Option(help=f"{', '.join(LOG_LEVELS)}.")] = "info",
+    log_format: Annotated[str, typer.Option(help="text, or json: an object in each line.")] = "text",
+    shutdown_timeout: Annotated[
+        float, typer.Option(help="Seconds that running requests have to end after the first signal.", min=0)
+    ] = _DRAIN_SECONDS,
 ) -> None:
     """Serve a model over an OpenAI-compatible API."""
-    if log_level not in _LOG_LEVELS:
-        raise ConfigError(f"log_level must be one of {', '.join(_LOG_LEVELS)}, not {log_level!r}.")
-    log = functools.partial(logging.basicConfig, level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    log = functools.partial(set_up, one_of("log_level", log_level, LOG_LEVELS), one_of("log_format", log_format, LOG_FORMATS))
     log()
     check_port(host, port)
-    raise typer.Exit(_serve(config, log, host, port, api_key, served_model_name))
+    raise typer.Exit(_serve(config, log, host, port, api_key, served_model_name, shutdown_timeout))
+
+
+def one_of(name: str, given: str, allowed: Sequence[str]) -> str:
+    """The word in lower case. ConfigError where it is none of those."""
+    if given.lower() not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {given!r}.")
+    return given.lower()
 
 
 def check_port(host: str, port: int) -> None:
@@ -52,13 +62,21 @@ def check_port(host: str, port: int) -> None:
 
 
 def _serve(
-    config: EngineConfig, log: Callable[[], None], host: str, port: int, api_key: str | None, served_model_name: str | None
+    config: EngineConfig,
+    log: Callable[[], None],
+    host: str,
+    port: int,
+    api_key: str | None,
+    served_model_name: str | None,
+    drain_seconds: float,
 ) -> int:
     """The engine in a process of its own, HTTP in this one, which has no need of torch."""
     from specdec.server.app import app_for  # brings aiohttp, which --help should not wait for
     from specdec.server.app import serve as listen
     from specdec.server.process import EngineEndedError, EngineProcess, build_engine
 
+    # as the first process of a container, this one would not hear SIGTERM without a handler
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     console = Console(stderr=True)
     show = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     with EngineProcess(functools.partial(build_engine, config), info.banner, log) as engine:
@@ -67,7 +85,8 @@ def _serve(
             name = served_model_name or engine.info.model_name
             app = app_for(engine, api_key=api_key, served_model_name=name)
             with _explained_address(host, port):
-                listen(app, host, port, functools.partial(show, _greeting(host, port, name, api_key is not None)))
+                greeting = _greeting(host, port, name, api_key is not None)
+                listen(app, host, port, functools.partial(show, greeting), drain_seconds)
         except EngineEndedError as error:
             print(f"specdec: {error}", file=sys.stderr)
             return 1
@@ -86,7 +105,8 @@ def _explained_address(host: str, port: int) -> Iterator[None]:
 
 
 def _greeting(host: str, port: int, name: str, with_key: bool) -> str:
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    reachable = f"[{reachable.strip('[]')}]" if ":" in reachable else reachable  # an IPv6 address
     key = ' -H "Authorization: Bearer $SPECDEC_API_KEY"' if with_key else ""
     return (
         f"Serving {name} at http://{reachable}:{port}/v1   (Ctrl-C ends it)\n"

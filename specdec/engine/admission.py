@@ -22,6 +22,8 @@ class Admission:
 
     def check(self, request: Request) -> None:
         """Raise RequestError where the request could never be served."""
+        if request.sampling.n != 1:
+            raise RequestError("The engine takes one request for each of n answers.", param="n", code="invalid_value")
         self._check_length(request)
         self._check_ids("prompt", request.prompt_ids)
         self._check_ids("logit_bias", request.sampling.logit_bias)

@@ -134,27 +134,26 @@ class RoundCost:
     seconds: float
 
 
-def measure_costs(probe: Probe, row_counts: Sequence[int], contexts: Sequence[int], repeats: int = 5) -> Iterator[RoundCost]:
-    """Time verification, on a GPU as a graph.
+def measure_costs(probe: Probe, wanted: Sequence[tuple[int, int]], repeats: int = 5) -> Iterator[RoundCost]:
+    """Time verification by (rows, context), on a GPU as a graph.
 
     The history's values do not matter for the time; whatever lies in the pages is read. The rows' tokens do: a mixture of
     experts is the dearer the more experts they visit, so they are drawn at random, anew for each repeat.
     """
     draws = np.random.default_rng(1)
     model = probe.forward.model
-    for context in contexts:
-        for rows in row_counts:
+    for rows, context in wanted:
 
-            def step(rows: int = rows, context: int = context) -> Callable[[], Tensor]:
-                probe.forget(context)
-                tokens = draws.integers(0, model.config.vocab_size, rows)
-                return probe.step([Part(context, _NO_TOKENS, DraftTree.chain(int(tokens[0]), tokens[1:]))])
+        def step(rows: int = rows, context: int = context) -> Callable[[], Tensor]:
+            probe.forget(context)
+            tokens = draws.integers(0, model.config.vocab_size, rows)
+            return probe.step([Part(context, _NO_TOKENS, DraftTree.chain(int(tokens[0]), tokens[1:]))])
 
-            if model.device.type == "cuda":
-                taken = [Recording(step()).seconds() for _ in range(2)]
-            else:
-                taken = [_seconds(step()) for _ in range(repeats)]
-            yield RoundCost(rows, context, statistics.median(taken))
+        if model.device.type == "cuda":
+            taken = [Recording(step()).seconds() for _ in range(2)]
+        else:
+            taken = [_seconds(step()) for _ in range(repeats)]
+        yield RoundCost(rows, context, statistics.median(taken))
 
 
 def _seconds(run: Callable[[], Tensor]) -> float:

@@ -69,6 +69,10 @@ class Tokenizer:
             eos.add(eos_id)
         return Tokenizer(backend, eos_token_ids=eos, chat_template=_read_template(source, fields), special_tokens=special)
 
+    def use_chat_template(self, source: str) -> None:
+        """Take this Jinja source in place of the model's template, before the first `chat`."""
+        self._template_source = source
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. Names of special tokens in it become those tokens."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -153,7 +157,7 @@ class TextStream:
     tokens is not searched. Work and memory per token are bounded by the longest stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), min_tokens: int = 0) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
         self._min_tokens = min_tokens

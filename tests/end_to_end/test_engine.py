@@ -229,8 +229,13 @@ def test_an_abort_that_comes_too_late_is_not_kept_for_the_next_of_that_name(stag
 
 def test_a_request_id_is_used_once_at_a_time(stage: Stage, pool: Pool) -> None:
     llm, request = stage.llm(depth=1), pool.ordinary[0]
+    llm.engine.submit(request, lambda _: None)
     with pytest.raises(RequestError, match="in use"):
-        llm.generate([request, request])
+        llm.engine.submit(request, lambda _: None)
+    for found in llm.generate([replace(request, request_id="the same"), replace(request, request_id="the same")]):
+        assert content(found) == content(pool.expected[request.request_id]), "ids of our own keep them apart"
+    while llm.engine.step():
+        pass
     hold(llm.generate([request])[0], pool.expected[request.request_id])
 
 

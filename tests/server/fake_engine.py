@@ -235,6 +235,7 @@ SCRIPTS = {
     "stall": Script(pause_after=6),
     "crash": Script(crash=True),
     "sleep": Script(sleep=60.0),
+    "slow": Script(sleep=0.2),
     "flood": Script(flood=(1 << 23, 3)),
     "spoilt": Script(spoilt=True),
 }

@@ -57,6 +57,13 @@ class Serving:
         """As a terminal sends it: to all processes of the group."""
         os.killpg(self.process.pid, signal.SIGINT)
 
+    def wait_until_running(self) -> None:
+        """Until the engine has a request."""
+        deadline = time.monotonic() + SECONDS
+        while not json.load(urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health"))["num_running"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def exit_code(self) -> int:
         return self.process.wait(SECONDS)
 
@@ -94,14 +101,17 @@ def group(leader: int) -> list[psutil.Process]:
 
 
 @contextmanager
-def serving(folder: Path, build: str) -> Iterator[Serving]:
-    """The command until the block ends, after which none of its processes may be left, however it ended."""
+def serving(folder: Path, build: str, **options: str) -> Iterator[Serving]:
+    """The command until the block ends, after which none of its processes may be left, however it ended. Unless its options
+    say otherwise, what runs at its end has no time."""
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
     log = folder / "log"
     with log.open("wb") as out:
         command = [sys.executable, "-c", COMMAND, build, str(port)]
-        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, start_new_session=True)
+        given = {"shutdown_timeout": "0"} | options
+        environment = os.environ | {f"SPECDEC_{name.upper()}": value for name, value in given.items()}
+        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, env=environment, start_new_session=True)
     try:
         yield Serving(process, port, log)
         assert process.wait(SECONDS) is not None
@@ -140,11 +150,73 @@ def test_streams_end_as_they_should_whoever_gets_the_signal(ready: Serving, numb
         assert b"assistant" in response.readline()
         os.killpg(ready.process.pid, number)
         rest = response.read().decode()
-    *_, last, end = [line.removeprefix("data: ") for line in rest.splitlines() if line]
-    assert end == "[DONE]"
-    choice = json.loads(last)["choices"][0]
-    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "abort")
+    *_, last = [line.removeprefix("data: ") for line in rest.splitlines() if line]
+    assert json.loads(last)["error"]["code"] == "shutting_down", "an answer that was cut does not end as if it were whole"
+    assert "[DONE]" not in rest
     assert ready.exit_code() == 0
+
+
+def test_what_runs_may_end_before_the_server_does(tmp_path: Path) -> None:
+    """Meanwhile nobody else is let in."""
+    with serving(tmp_path, "build", shutdown_timeout="20") as command:
+        command.wait_for("/v1")
+        with command.ask("slow", stream=True) as response:
+            assert b"assistant" in response.readline()
+            os.kill(command.process.pid, signal.SIGTERM)
+            command.wait_for("a second SIGTERM ends the process at once")
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                command.ask("hello")
+            assert refused.value.code == 503
+            assert json.load(refused.value)["error"]["code"] == "shutting_down"
+            rest = response.read().decode()
+        assert rest.endswith("data: [DONE]\n\n")
+        assert '"finish_reason":"stop"' in rest
+        assert command.exit_code() == 0
+
+
+def test_what_does_not_end_in_time_is_cut(tmp_path: Path) -> None:
+    with serving(tmp_path, "build", shutdown_timeout="0.5") as command:
+        command.wait_for("/v1")
+        with ThreadPoolExecutor() as pool:
+            asking = pool.submit(command.ask, "stall")
+            command.wait_until_running()
+            started = time.monotonic()
+            os.kill(command.process.pid, signal.SIGTERM)
+            with pytest.raises(urllib.error.HTTPError) as cut:
+                asking.result()
+            assert cut.value.code == 503
+        assert command.exit_code() == 0
+        assert 0.4 < time.monotonic() - started < 8
+
+
+def test_lines_of_the_log_are_objects_where_that_is_asked(tmp_path: Path) -> None:
+    with serving(tmp_path, "build", log_format="JSON", log_level="INFO") as command:
+        command.wait_for("/v1")
+        with command.ask("hello") as response:
+            call = json.load(response)["id"]
+        with command.ask("hello", stream=True, n=2) as response:
+            response.read()
+        with pytest.raises(urllib.error.HTTPError):
+            command.ask("hello", max_tokens=9999)
+        with socket.create_connection(("127.0.0.1", command.port)) as other:
+            other.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            other.recv(100)
+        command.ctrl_c()
+        assert command.exit_code() == 0
+        lines = [json.loads(line) for line in command.log.read_text().splitlines() if line.startswith("{")]
+    whole, streamed, refused = [line for line in lines if line["logger"] == "specdec.server.requests"]
+    assert (whole["request_id"], whole["outcome"], whole["level"]) == (call, "stop", "info")
+    assert whole["message"].startswith(f"stop: {whole['prompt_tokens']} prompt tokens (3 known), {whole['tokens']} tokens in ")
+    assert whole["tokens"] > 10
+    assert 0 <= whole["first_token_seconds"] <= whole["seconds"]
+    assert whole["acceptance_length"] == 1.8
+    assert (streamed["choices"], streamed["tokens"]) == (2, 2 * whole["tokens"])
+    assert (refused["outcome"], "9999" in refused["error"]) == ("failed", True)
+    paths = [(line["path"], line["status"]) for line in lines if line["logger"] == "specdec.server.access"]
+    assert ("/v1/chat/completions", 400) in paths
+    assert ("/v1/chat/completions", 200) not in paths, "they have lines of their own"
+    (no_http,) = [line for line in lines if "no HTTP/1.1" in line["message"]]
+    assert "exception" not in no_http
 
 
 def test_a_second_signal_ends_it_at_once(ready: Serving) -> None:
@@ -174,11 +246,12 @@ def test_no_engine_outlives_its_server(tmp_path: Path, phase: str) -> None:
             time.sleep(0.02)
 
 
-def test_ctrl_c_while_loading(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_loading(tmp_path: Path, number: signal.Signals) -> None:
     with serving(tmp_path, "never_build") as command:
         command.wait_for("Beginning: done")
-        command.ctrl_c()
-        assert command.exit_code() == 130
+        os.killpg(command.process.pid, number)
+        assert command.exit_code() == 128 + number
         assert command.log.read_text() == "Beginning: done\n"
 
 

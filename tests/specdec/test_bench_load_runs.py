@@ -15,7 +15,7 @@ from specdec.bench.load.prompts import Question
 from specdec.bench.load.results import PLAIN
 from specdec.bench.load.run import Asks, Plan, asks_for, perform, staggered
 from specdec.bench.load.traffic import Closed, Limits, Open, Session
-from specdec.cli.options import arguments, engine_config
+from specdec.cli.options import arguments
 from specdec.config import EngineConfig
 from specdec.engine.sequence import Sink
 from specdec.errors import ConfigError, RoundError
@@ -196,7 +196,7 @@ def test_a_config_survives_the_command_line() -> None:
     assert words[0] == "a/b"
     assert {"--no-adaptive", "--threads", "ngram,draft-model"} <= set(words)
     assert arguments(EngineConfig(drafters=())) == ["--drafter", "none"]
-    assert engine_config({"drafters": "none"}) == EngineConfig(drafters=())
+    assert EngineConfig.of({"drafters": "none"}) == EngineConfig(drafters=())
 
 
 def test_events_are_counted_without_being_read() -> None:

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from specdec import __version__
 from specdec.cache.attention import AttentionCache
 from specdec.cli.app import app
-from specdec.cli.generate import _ctrl_c_noted, summary
-from specdec.cli.options import drafters
+from specdec.cli.generate import ctrl_c_noted, summary
 from specdec.cli.serve import _greeting, check_port
+from specdec.config import named_drafters
 from specdec.errors import ConfigError
 from specdec.request import RequestOutput, SpeculationStats
 
@@ -35,6 +35,7 @@ CONFIG = {
         (["serve", "--dtype", "int3"], "dtype must be one of"),
         (["serve", "--cache-gb", "0"], "cache_gb must be above 0"),
         (["serve", "--log-level", "loud"], "log_level"),
+        (["serve", "--log-level", "INFO", "--log-format", "xml"], "log_format"),
         (["generate", "no-such-model", "-p", "Hi"], "no-such-model"),
         (["generate", "no-such-model", "-p", "Hi", "--temperature", "-1"], "temperature"),
         (["generate", "no-such-model", "-p", " "], "The prompt is empty"),
@@ -101,9 +102,9 @@ def test_info_says_why_a_draft_model_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_drafters_from_a_comma_list() -> None:
-    assert drafters("none", None) == ()
-    assert drafters("ngram, suffix,", None) == ("ngram", "suffix")
-    assert drafters("ngram", "small") == ("ngram", "draft-model")
+    assert named_drafters("none", None) == ()
+    assert named_drafters("ngram, suffix,", None) == ("ngram", "suffix")
+    assert named_drafters("ngram", "small") == ("ngram", "draft-model")
 
 
 def test_version() -> None:
@@ -116,6 +117,14 @@ def test_greeting_gives_a_command_that_works_as_it_is() -> None:
     assert '-H "Authorization: Bearer $SPECDEC_API_KEY"' in text
     body = text.partition("-d '")[2].rpartition("'")[0]
     assert json.loads(body)["model"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("::", "[::1]"), ("::1", "[::1]"), ("fe80::1", "[fe80::1]"), ("127.0.0.1", "127.0.0.1"), ("example.org", "example.org")],
+)
+def test_greeting_writes_addresses_as_urls_have_them(host: str, shown: str) -> None:
+    assert _greeting(host, 8000, "tiny", with_key=False).startswith(f"Serving tiny at http://{shown}:8000/v1 ")
 
 
 def test_summary_names_the_drafters_that_were_right() -> None:
@@ -137,7 +146,7 @@ def obeys_ctrl_c() -> Iterator[None]:
 
 
 def test_ctrl_c_is_noted_once_and_then_obeyed(obeys_ctrl_c: None) -> None:
-    with _ctrl_c_noted() as noted:
+    with ctrl_c_noted() as noted:
         signal.raise_signal(signal.SIGINT)
         assert noted == [signal.SIGINT]
         with pytest.raises(KeyboardInterrupt):

@@ -14,7 +14,7 @@ from specdec.cli.options import ALL, ENGINE_OPTIONS, EngineOption, takes_engine
 from specdec.config import EngineConfig
 
 LEFT_OUT = {  # by command, the fields that make no sense there
-    "info": ALL - {"model", "draft_model"},
+    "info": ALL - {"model", "revision", "draft_model"},
     "lossless": {"max_batch", "chunk_tokens", "prefix_cache"},
     "tune": ALL - {"model", "dtype"},
 }
@@ -23,7 +23,7 @@ import sys
 from typer.testing import CliRunner
 from specdec.cli.app import app
 benches = [["bench", name] for name in ("speed", "load", "acceptance", "lossless", "tune")]
-for command in (["serve"], ["generate"], ["info"], *benches):
+for command in (["serve"], ["generate"], ["chat"], ["info"], ["download"], *benches):
     assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0
 print(*({"torch", "numpy", "aiohttp"} & set(sys.modules)))
 """
@@ -34,6 +34,7 @@ def commands() -> dict[str, Any]:
     root: Any = typer.main.get_command(app)
     found: dict[str, Any] = dict(root.commands)
     benches: dict[str, Any] = found.pop("bench").commands
+    del found["download"]  # which needs no engine
     return found | benches
 
 

@@ -31,7 +31,7 @@ def test_seeds_of_choices() -> None:
         ("frequency_penalty", -2.5),
         ("logit_bias", {1: 101.0}),
         ("logit_bias", {-1: 1.0}),
-        ("seed", -1),
+        ("seed", -2),
         ("seed", 2**63),
         ("max_tokens", 0),
         ("min_tokens", 17),

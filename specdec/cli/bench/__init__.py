@@ -7,9 +7,10 @@ from specdec.cli.bench.load import load
 from specdec.cli.bench.lossless import lossless
 from specdec.cli.bench.speed import speed
 from specdec.cli.bench.tune import tune
+from specdec.cli.command import OTHER_NAMES, EngineCommand
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Measure speed, steady traffic, acceptance and losslessness."
 )
 for _command in (speed, load, acceptance, lossless, tune):
-    app.command()(_command)
+    app.command(cls=EngineCommand, epilog=OTHER_NAMES)(_command)

@@ -7,9 +7,9 @@ import typer
 
 from specdec.cli.bench.options import Content, Suite
 from specdec.cli.bench.output import show
-from specdec.cli.options import names, takes_engine
+from specdec.cli.options import takes_engine
 from specdec.cli.progress import on_stderr
-from specdec.config import EngineConfig
+from specdec.config import EngineConfig, names
 
 
 @takes_engine(prefix_cache=False)

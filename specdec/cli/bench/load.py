@@ -10,9 +10,9 @@ from specdec.bench.load.odd import ODD
 from specdec.bench.load.traffic import Closed, Open, Traffic
 from specdec.cli.bench.options import Content, Shape, Suite, numbers
 from specdec.cli.bench.output import show
-from specdec.cli.options import arguments, names, takes_engine
+from specdec.cli.options import arguments, takes_engine
 from specdec.cli.progress import on_stderr
-from specdec.config import EngineConfig
+from specdec.config import EngineConfig, names
 from specdec.errors import ConfigError
 
 _of_traffic = partial(typer.Option, rich_help_panel="Traffic")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from specdec.cli.options import names
+from specdec.config import names
 from specdec.errors import ConfigError
 
 Shape = Annotated[
