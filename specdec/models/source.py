@@ -1,13 +1,13 @@
 """Where a model's files are: from a name that a user types to a folder or a GGUF file on disk."""
 
 import hashlib
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from specdec.errors import ConfigError, ModelNotFoundError
+from specdec.errors import ModelNotFoundError
+from specdec.models.damage import read_json
 from specdec.models.gguf_file import GgufFile
 from specdec.progress import NoProgress, Progress
 
@@ -74,13 +75,10 @@ class Source:
         """The open GGUF file; parsing it takes a second or two, so everyone shares it."""
         return GgufFile(self.path)
 
-    def json(self, name: str) -> dict[str, Any]:
-        """The object in a JSON file of the folder, empty where there is no such file."""
+    def json(self, name: str) -> Mapping[str, Any]:
+        """The object in a JSON file of the folder, empty where there is no such file. ConfigError where it is damaged."""
         path = self.path / name
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-        except ValueError as error:
-            raise ConfigError(f"{path} is not a JSON object: {error}") from error
+        return read_json(path) if path.is_file() else {}
 
 
 def resolve(name: str, progress: Progress | None = None, *, weights: bool = True) -> Source:
