@@ -95,7 +95,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
     with _explained_memory("a smaller model"):
         model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
     defaults = read_sampling_defaults(source) if config.generation_config == "auto" else SamplingDefaults()
-    return LoadedModel(model, Tokenizer.load(source), config.model, defaults)
+    return LoadedModel(model, Tokenizer.load(source, config.parse_special), config.model, defaults)
 
 
 def build(

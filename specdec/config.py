@@ -23,6 +23,7 @@ class EngineConfig:
 
     model: str = DEFAULT_MODEL  # alias, folder, GGUF file or hub id
     generation_config: str = "auto"  # auto: the model's own sampling defaults; none: those of `SamplingParams`
+    parse_special: bool = False  # True: names of special tokens in messages become these tokens, False: they are text
     dtype: str = "auto"  # auto: bfloat16 where the machine computes it natively, else float32
     device: str = "auto"  # auto: cuda where there is one, else cpu
     drafters: tuple[str, ...] = DEFAULT_DRAFTERS  # () decodes plainly

@@ -63,6 +63,7 @@ class EngineOption:
 ENGINE_OPTIONS = (
     EngineOption("model", None, "Alias, folder, .gguf file or hub id.", ""),
     EngineOption("generation_config", None, "auto: the model's own sampling defaults; none: the API's."),
+    EngineOption("parse_special", None, "Names of special tokens in messages become these tokens, or are text."),
     EngineOption("dtype", _MACHINE, f"{', '.join(DTYPES)}."),
     EngineOption("device", _MACHINE, "auto, cpu or cuda."),
     EngineOption("num_threads", _MACHINE, "CPU threads; torch's own choice if not given.", "threads"),
