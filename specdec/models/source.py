@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub import get_session
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from specdec.errors import ModelNotFoundError
+from specdec.errors import ConfigError, ModelNotFoundError
+from specdec.models.checkpoint import INDEX, WHOLE, shard_names, weight_files
 from specdec.models.damage import read_json
 from specdec.models.gguf_file import GgufFile
 from specdec.progress import NoProgress, Progress
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_HUB_TIMEOUT_S = 5.0
+_HUB_TIMEOUT_S = 5.0  # a hub that answers at all does so within a second
 _PIP_TIMEOUT_S = 900
-_SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
-_WEIGHT_FILES = ["model.safetensors", "model-*.safetensors"]
+_SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt"]
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,11 +126,24 @@ def _fetch_alias(alias: Alias, progress: Progress, weights: bool) -> Path:
 
 
 def _fetch_hub(hub_id: str, progress: Progress, weights: bool) -> Path:
-    """The snapshot folder; LocalEntryNotFoundError where the hub does not answer and nothing is cached."""
-    patterns = _SMALL_FILES + ["model.safetensors.index.json"] + (_WEIGHT_FILES if weights else [])
+    """The snapshot folder: what is cached, whole as far as it is needed, before the hub is asked.
+
+    Raises:
+        LocalEntryNotFoundError: the hub does not answer, and what is cached is not whole.
+    """
+    try:
+        cached = Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
+        if _is_whole(cached, weights):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    get_session().timeout = _HUB_TIMEOUT_S  # of every call; its own default is none
     try:
         with progress.task(f"Fetching {hub_id}", None):
-            folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT_S))
+            folder = _download(hub_id, _SMALL_FILES)
+            if weights and (folder / "config.json").is_file():
+                folder = _download(hub_id, _weight_patterns(folder))
+                folder = folder if _is_whole(folder, weights) else _download(hub_id, [WHOLE])  # the index was a stale one
     except RepositoryNotFoundError as error:
         raise ModelNotFoundError(
             f"The hub has no model {hub_id}, or it needs a token (HF_TOKEN). Aliases: {', '.join(ALIASES)}."
@@ -138,6 +153,29 @@ def _fetch_hub(hub_id: str, progress: Progress, weights: bool) -> Path:
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(f"The hub's {hub_id} has no config.json.")
     return folder
+
+
+def _download(hub_id: str, patterns: list[str]) -> Path:
+    return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT_S))
+
+
+def _weight_patterns(folder: Path) -> list[str]:
+    return shard_names(folder) if (folder / INDEX).is_file() else [WHOLE]
+
+
+def _is_whole(folder: Path, weights: bool) -> bool:
+    """Whether a cached snapshot has what is needed: others may have fetched a part of it."""
+    if not (folder / "config.json").is_file() or not any((folder / name).is_file() for name in _TOKENIZERS):
+        return False
+    return not weights or has_weights(folder)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds all files with its tensors."""
+    try:
+        return bool(weight_files(folder))
+    except ConfigError:
+        return False
 
 
 def cache_folder() -> Path:

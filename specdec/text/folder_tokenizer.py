@@ -51,9 +51,9 @@ def _from_sentencepiece(path: Path, fields: Mapping[str, Any]) -> tokenizers.Tok
     for token in _added_tokens(path.parent, fields):
         backend.add_tokens([token])
     bos = _content(fields.get("bos_token")) or "<s>"
-    token = backend.token_to_id(bos)
-    if token is not None and fields.get("add_bos_token", True):
-        backend.post_processor = processors.TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, token)])
+    bos_id = backend.token_to_id(bos)
+    if bos_id is not None and fields.get("add_bos_token", True):
+        backend.post_processor = processors.TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, bos_id)])
     return backend
 
 
