@@ -24,7 +24,7 @@ from specdec.kernels.tree_select import MAX_NODES
 from specdec.models.base import CacheSpec, Model
 from specdec.models.generation_config import read_sampling_defaults
 from specdec.models.info import ModelInfo, describe, model_info
-from specdec.models.loader import load_model, read_source_config
+from specdec.models.loader import choose_device, choose_dtype, load_model, read_source_config
 from specdec.models.source import has_weights, resolve
 from specdec.progress import NoProgress, Progress
 from specdec.request import SamplingDefaults
@@ -94,6 +94,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
     defaults = read_sampling_defaults(source) if config.generation_config == "auto" else SamplingDefaults()
     _draftable(config, tokenizer, progress)
     if not (source.is_gguf or has_weights(source.path)):
+        choose_dtype(config.dtype, choose_device(config.device))
         source = resolve(config.model, progress)
     positions = config.max_model_len or 0
     with _explained_memory("a smaller model"):

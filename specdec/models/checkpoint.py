@@ -32,7 +32,7 @@ class Checkpoint(Protocol):
         ...
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, without reading it."""
+        """Of a tensor, without reading it. ConfigError where it is of a type that `read` does not know."""
         ...
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
@@ -69,12 +69,13 @@ class SafetensorsCheckpoint:
         return self._entries.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._entries[name].shape
-
-    def read(self, name: str, dtype: torch.dtype) -> Tensor:
         entry = self._entries[name]
         if entry.dtype not in _DTYPES:
             raise ConfigError(f"Tensor {name} has dtype {entry.dtype}, which is not supported; known: {', '.join(_DTYPES)}.")
+        return entry.shape
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        entry = self._entries[name]
         if entry.path not in self._files:
             self._files[entry.path] = entry.path.open("rb", buffering=0)
         file = self._files[entry.path]

@@ -175,6 +175,7 @@ class GgufFile:
         return self._places.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
+        self._places[name].check_type()
         return self._places[name].shape
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:

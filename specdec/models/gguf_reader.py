@@ -4,6 +4,7 @@ The gguf package's own reader keeps an object per string, which for a vocabulary
 dequantisers are used here.
 """
 
+import functools
 import math
 import re
 import struct
@@ -55,6 +56,12 @@ class GgufTensor:
             raise damaged(self.path, f"tensor {self.name} has shape {list(self.shape)}")
         return math.prod(self.shape) // int(block) * int(size)
 
+    def check_type(self) -> None:
+        """ConfigError where `read` does not know the tensor's type."""
+        if not _can_dequantize(self.kind):
+            name = gguf.GGMLQuantizationType(self.kind).name
+            raise ConfigError(f"Tensor {self.name} has GGUF type {name}, which is not supported.")
+
     def read(self, dtype: torch.dtype) -> Tensor:
         """The tensor in `dtype`, dequantised some rows at a time."""
         kind = gguf.GGMLQuantizationType(self.kind)
@@ -69,12 +76,20 @@ class GgufTensor:
                 raw = np.fromfile(file, np.uint8, len(rows) * row_bytes)
                 if len(raw) < len(rows) * row_bytes:
                     raise _cut_short(self)
-                try:
-                    values = dequantize(raw.reshape(len(rows), row_bytes), kind)
-                except NotImplementedError as error:
-                    raise ConfigError(f"Tensor {self.name} has GGUF type {kind.name}, which is not supported.") from error
+                values = dequantize(raw.reshape(len(rows), row_bytes), kind)
                 rows.copy_(torch.from_numpy(values.astype(np.float32, copy=False)))
         return out.view(self.shape)
+
+
+@functools.cache
+def _can_dequantize(kind: int) -> bool:
+    known = gguf.GGMLQuantizationType(kind)
+    _, size = gguf.GGML_QUANT_SIZES[known]
+    try:
+        dequantize(np.zeros((1, size), np.uint8), known)
+    except NotImplementedError:
+        return False
+    return True
 
 
 class GgufReader:

@@ -79,7 +79,7 @@ def _from_vocabulary(folder: Path) -> tokenizers.Tokenizer:
 
 
 def _special_tokens(source: Source, fields: Mapping[str, Any], backend: tokenizers.Tokenizer) -> dict[str, str]:
-    """By role. The file of the tokenizer comes first, then the older special_tokens_map.json, then ids in the model's config
+    """By role. The file of the tokenizer comes first, then the older special_tokens_map.json, then ids in the model's configs
     where neither says a word, not even null."""
     older = source.json("special_tokens_map.json")
     found = {}
@@ -87,7 +87,7 @@ def _special_tokens(source: Source, fields: Mapping[str, Any], backend: tokenize
         content = _content(fields.get(role)) or _content(older.get(role))
         if role.endswith("_token") and content:
             found[role] = content
-    config = source.json("config.json")
+    config = {**source.json("generation_config.json"), **source.json("config.json")}
     for role in _ROLES_BY_ID:
         token = config.get(f"{role}_id")
         if role not in fields and role not in older and isinstance(token, int) and token >= 0:

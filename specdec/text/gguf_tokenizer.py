@@ -1,7 +1,7 @@
 """The tokenizer inside a GGUF file, as the tokenizers library takes it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, processors
@@ -22,6 +22,7 @@ _ROLES = {
     "unknown": "unk_token",
     "padding": "pad_token",
 }
+_USUAL = {"unknown": 0, "bos": 1, "eos": 2}  # of SentencePiece's tokenizers, where a file does not say
 
 
 def read_gguf_tokenizer(file: GgufFile) -> TokenizerParts:
@@ -31,7 +32,7 @@ def read_gguf_tokenizer(file: GgufFile) -> TokenizerParts:
     types = file.value("tokenizer.ggml.token_type") or [PieceType.NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise ConfigError(f"tokenizer.ggml.token_type in the GGUF file tells of {len(types)} tokens, not of {len(tokens)}.")
-    special = _special_tokens(file, tokens)
+    special = _special_tokens(file, tokens, _USUAL if kind == "llama" else {})
     if kind not in ("gpt2", "llama"):
         raise ConfigError(f"tokenizer.ggml.model {kind!r} in the GGUF file is not supported; known: gpt2, llama.")
     try:
@@ -56,11 +57,11 @@ def _strings(file: GgufFile, key: str) -> list[str]:
     return found
 
 
-def _special_tokens(file: GgufFile, tokens: Sequence[str]) -> dict[str, str]:
+def _special_tokens(file: GgufFile, tokens: Sequence[str], usual: Mapping[str, int]) -> dict[str, str]:
     special = {}
     for role, name in _ROLES.items():
         key = f"tokenizer.ggml.{role}_token_id"
-        token = file.value(key)
+        token = file.value(key, usual.get(role))
         if token is None:
             continue
         if not (isinstance(token, int) and 0 <= token < len(tokens)):

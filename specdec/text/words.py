@@ -17,19 +17,34 @@ _GPT4O = (
     rf"|\p{{N}}{{1,3}}|{_OTHERS}"
 )
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_QWEN2_LINES = _QWEN2.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+")
+_HAN_KANA = "[一-龥\u3040-ゟ゠-ヿ]+"
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    _HAN_KANA,
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+_DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}")
+_FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")
 _DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")  # llama.cpp's own, where a file names no rule
 
 DEFAULT = "default"
-MERGE_WHOLE_WORDS = frozenset(
-    ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken")
-)  # a word that is a token is taken as it is; these models also begin with a BOS where the file does not say
+_LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2")
+# a word that is a token is taken as it is; these models also begin with a BOS where the file does not say
+MERGE_WHOLE_WORDS = frozenset((*_LLAMA3_NAMES, "tekken"))
 NORMALISED = frozenset(("qwen2", "megrez"))  # to NFC
 
 _RULES: dict[str, tuple[str, ...]] = {
     DEFAULT: _DEFAULT,
-    **dict.fromkeys(MERGE_WHOLE_WORDS - {"tekken"}, (_LLAMA3,)),
-    **dict.fromkeys(("smaug-bpe", "dbrx"), (_LLAMA3,)),
+    **dict.fromkeys(_LLAMA3_NAMES, (_LLAMA3,)),
+    **dict.fromkeys(("smaug-bpe", "dbrx", "glm4", "chatglm-bpe"), (_LLAMA3,)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "kormo", "f2llmv2"), (_QWEN2,)),
+    **dict.fromkeys(("stablelm2", "hunyuan", "solar-open", "grok-2"), (_QWEN2,)),
+    "seed-coder": (_QWEN2_LINES,),
+    **dict.fromkeys(("deepseek-v3", "hunyuan-dense"), _DEEPSEEK3),
+    "deepseek-coder": _DEEPSEEK_CODER,
+    "falcon": _FALCON,
     "qwen35": (_QWEN35,),
     "tekken": (_TEKKEN,),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), (_GPT4O,)),
