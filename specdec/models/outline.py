@@ -32,10 +32,13 @@ class OutlineWeights:
     def plain(self, name: str, *shape: int) -> Tensor:
         self._check(name, shape)
         self.sizes[name] = math.prod(shape)
-        return torch.empty(shape, device="meta")
+        # vectors are small, and families compute with them: for those without storage torch would load its compiler
+        return torch.empty(shape, device="meta" if len(shape) > 1 else "cpu")
 
     def packed(self, *parts: tuple[str, int, int]) -> PackedWeight:
-        return pack(torch.cat([self.plain(name, *shape) for name, *shape in parts]))
+        for name, *shape in parts:
+            self.plain(name, *shape)
+        return pack(torch.empty((sum(rows for _, rows, _ in parts), parts[0][2]), device="meta"))
 
     def router(self, name: str, *shape: int) -> PackedWeight:
         self.num_router_parameters += math.prod(shape)

@@ -7,6 +7,7 @@ that one rule, so a stream's pieces add up to the decoded whole.
 import codecs
 import functools
 import json
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from specdec.models.source import Source
 
 Message = Mapping[str, Any]
+Tools = Sequence[Mapping[str, Any]] | None
 
 
 # added tokens that end an answer whatever the configs say; the names are those of llama.cpp
@@ -86,7 +88,8 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. Names of special tokens in it become those tokens."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # a batch of one: the library lets other threads run meanwhile, which it does not for a single text
+        ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -105,6 +108,10 @@ class Tokenizer:
             special = token in self._special_ids
             known = self._bytes[token] = b"" if special else _token_bytes(self._backend, self._byte_level, token)
         return known
+
+    def token_text(self, token: int) -> str:
+        """A token as the vocabulary writes it."""
+        return self._backend.id_to_token(token) or ""
 
     @functools.cached_property
     def texts(self) -> "Mapping[int, str | None]":
@@ -130,23 +137,60 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return bool(self._templates)
 
-    def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the default one."""
+        return self._templates.get("default")
+
+    def use_chat_template(self, source: str) -> None:
+        """Take this Jinja source in place of the model's templates, before the first `chat`."""
+        self._templates = {"default": source}
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The tokens that have a role, by its name (bos_token, eos_token, ...)."""
+        return self._special_tokens
+
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self._backend.get_vocab()))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Tools = None,
+        variables: Mapping[str, Any] | None = None,
+        continued: bool = False,
+    ) -> list[int]:
         """Token ids of a conversation up to where the model's answer begins. What messages and tools say is text: names of
         special tokens in them are encoded as such, unless the tokenizer was told to parse them.
 
-        Raises:
-            RequestError: the model has no chat template, or its template refuses the messages.
-        """
-        said = (messages, tools)
-        if self._parse_special or not self._typed.is_in(said):
-            return self.encode(self._render(messages, tools), add_special_tokens=False)
-        mark = self._typed.mark(said)
-        text = self._render(self._typed.broken_up(messages, mark), self._typed.broken_up(tools, mark))
-        return self._typed.encode(text, mark)
+        Args:
+            messages: the conversation.
+            tools: what the template may describe.
+            variables: what else the template is given, add_generation_prompt for one.
+            continued: the answer goes on where the text of the last message ends.
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> str:
+        Raises:
+            RequestError: the model has no chat template, or its template fails on the messages.
+        """
+        given, end = dict(variables or {}), ""
+        if continued:
+            end = secrets.token_hex(16)  # stands where the last message's text ends
+            messages = [*messages[:-1], {**messages[-1], "content": f"{messages[-1]['content']}{end}"}]
+            given["add_generation_prompt"] = False
+        said = (messages, tools, given)
+        if self._parse_special or not self._typed.is_in(said):
+            return self.encode(self._render(messages, tools, given, end), add_special_tokens=False)
+        mark = self._typed.mark(said)
+        return self._typed.encode(self._render(*self._typed.broken_up(said, mark), end), mark)
+
+    def _render(self, messages: Sequence[Message], tools: Tools, variables: Mapping[str, Any], end: str) -> str:
+        """The conversation as text, up to `end` where that is not empty."""
         try:
-            return render(self._template(bool(tools)), messages, tools, self._special_tokens)
+            text = render(self._template(bool(tools)), messages, tools, self._special_tokens, variables)
+            return text.partition(end)[0] if end else text
         except RequestError:
             raise
         except Exception as error:  # a template is a program, and raises whatever programs raise
@@ -202,7 +246,7 @@ class TextStream:
     tokens is not searched. Work and memory per token are bounded by the longest stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), min_tokens: int = 0) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
         self._stop_tokens = {token: name for name in stop if (token := tokenizer.special_token(name)) is not None}
