@@ -225,6 +225,8 @@ def test_what_does_not_fit_is_refused_before_a_tensor_is_read(folder: Path, monk
         load(edit(folder, num_hidden_layers=4))
     with pytest.raises(ConfigError, match=r"model\.norm\.weight has shape"):
         load(change(edit(folder, num_hidden_layers=3), model__norm__weight=torch.ones(3)))
+    with pytest.raises(ConfigError, match=r"Tensor lm_head\.weight has dtype I32, which is not supported"):
+        load(change(folder, model__norm__weight=torch.ones(64), lm_head__weight=torch.ones(267, 64, dtype=torch.int32)))
 
 
 def test_a_scaled_rotation_reaches_farther_than_its_file(folder: Path) -> None:

@@ -26,7 +26,8 @@ class Metadata:
         } | values
 
     def value(self, key: str, default: Any = None) -> Any:
-        return self._values.get(key.removeprefix("tokenizer.ggml."), default)
+        found = self._values.get(key.removeprefix("tokenizer.ggml."))
+        return default if found is None else found
 
 
 def gguf_pieces(text: str, **values: Any) -> list[str]:
@@ -101,6 +102,14 @@ def test_sentencepiece_keeps_spaces_as_the_file_says() -> None:
     assert bare._backend.encode("th").tokens == ["th"]
     for text in ("th", " th", "  th  "):
         assert bare.decode(bare.encode(text)) == text
+
+
+def test_a_sentencepiece_file_that_names_no_special_token_has_the_usual_ones() -> None:
+    tokens = ["<unk>", "<s>", "</s>", "a"]
+    fields: dict[str, Any] = {"model": "llama", "tokens": tokens, "token_type": [2, 3, 3, 1], "scores": [0.0] * 4}
+    fields |= {"bos_token_id": None, "merges": None}
+    found = read_gguf_tokenizer(cast(GgufFile, Metadata(**fields)))
+    assert found.special_tokens == {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
 def test_tokens_that_only_fill_the_vocabulary_have_no_name() -> None:
