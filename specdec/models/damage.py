@@ -29,10 +29,12 @@ def read_json(path: Path) -> Mapping[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ConfigError: it is no JSON object.
+        ConfigError: it cannot be read, or is no JSON object.
     """
     try:
         found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; check its rights.") from error
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"it is not JSON ({error})") from error
     if not isinstance(found, dict):
