@@ -3,7 +3,7 @@
 One from outside is a factory as well, given to `specdec.assemble.build` under its name; see `on_host` for plain functions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from specdec.drafters.lookup import LookupDrafter
 from specdec.drafters.model import ModelDrafter
 from specdec.errors import ConfigError
 from specdec.models.base import Model
+from specdec.round.forward import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +29,7 @@ class DrafterResources:
     num_slots: sequences at once. max_model_len: tokens of one. max_drafts: of one chain that are worth
     looking for. vocab_size: of the target. target: for drafters that share its embedding, its head, its sizes. samples: whether
     the acceptance rule wants to know what sampled candidates were drawn from. load_draft_model: None where none is configured.
+    draftable: tokens that a draft model may draft, since the target has them too; empty: all.
     oracle: see `AdversarialDrafter`.
     """
 
@@ -39,6 +41,7 @@ class DrafterResources:
     target: Model | None = None
     samples: bool = False
     load_draft_model: Callable[[], Model] | None = None
+    draftable: Set[int] = frozenset()
     oracle: Mapping[OracleKey, Sequence[int]] | None = None
 
 
@@ -112,16 +115,13 @@ def _draft_model(names: tuple[str, ...], resources: DrafterResources) -> Drafter
     if resources.load_draft_model is None:
         raise ConfigError("The drafter draft-model needs a model of its own; name it with --draft-model.")
     model = resources.load_draft_model()
-    if model.config.vocab_size != resources.vocab_size:
-        raise ConfigError(
-            f"The draft model has {model.config.vocab_size} tokens and the target {resources.vocab_size}; "
-            "a draft model needs the target's tokenizer."
-        )
     if has_state(model.cache_specs):
         raise ConfigError(
             "The draft model keeps states that no draft can take back; choose one with attention alone for --draft-model."
         )
-    return ModelDrafter(model, samples=resources.samples)
+    known = range(model.config.vocab_size) if resources.draftable else ()
+    vocabulary = Vocabulary(resources.vocab_size, [token for token in known if token not in resources.draftable])
+    return ModelDrafter(model, samples=resources.samples, vocabulary=vocabulary)
 
 
 _FACTORIES: dict[str, DrafterFactory] = {

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from specdec.cache.kinds import CacheRoom, Caches, cache_dtype, has_state, page_bytes, slot_bytes
+from specdec.cache.kinds import CacheRoom, Caches, cache_dtype, page_bytes
 from specdec.cache.marks import MarkBook
 from specdec.config import EngineConfig
 from specdec.draft.planner import Planner
@@ -22,13 +22,14 @@ from specdec.errors import ConfigError
 from specdec.kernels.tree_select import MAX_NODES
 from specdec.measurements import Measurements, kept_trials, measure, path_for, rounds_to_time
 from specdec.models.base import CacheSpec, Model
-from specdec.models.find import find, identity
+from specdec.models.generation_config import read_sampling_defaults
 from specdec.models.info import ModelInfo, describe, model_info
-from specdec.models.loader import load_model
-from specdec.models.source import resolve
+from specdec.models.loader import choose_device, choose_dtype, load_model, read_source_config
+from specdec.models.source import has_weights, resolve
 from specdec.progress import NoProgress, Progress
+from specdec.request import SamplingDefaults
 from specdec.round.accept.registry import RULES
-from specdec.round.forward import Forward
+from specdec.round.forward import Forward, Vocabulary
 from specdec.round.plan import MOST_TREE_ROWS, ROW_BUCKETS
 from specdec.round.probe import Probe, RoundCost
 from specdec.round.rehearsal import rehearse
@@ -36,19 +37,14 @@ from specdec.round.round import Round
 from specdec.round.rows import Entries
 from specdec.round.selftest import MOST_POSITIONS, SelfTest
 from specdec.round.slots import Slots
+from specdec.sizes import FEWEST_PAGES, Sizes, most_sequences, sizes_of, state_bytes_of, too_long
 from specdec.text.chosen import chosen_tokenizer
+from specdec.text.pair import draftable
 from specdec.text.tokenizer import Tokenizer
 from specdec.user_tiles import use_own
 
-GPU_TILE = 64  # keys that the attention kernels read at once, from one page
-_CPU_CACHE_GB = 2.0
-_ROOM_FOR_ROWS = 2e9  # bytes, of which 8,192 rows of a 30B mixture of experts take about a third
-_GPU_SHARE = 0.85  # of the memory that the weights leave free; the rest is for slots, activations and graphs
-_MOST_POSITIONS = 1 << 20  # of all pages, whatever memory is given
 # drafts of a chain that are looked for where the planner decides; more never paid on an H200, and cost every round a little
 _MOST_OFFERED = 31
-_FEWEST_PAGES = 2
-_MARKS_PER_SLOT = 1  # states kept for prefixes, beside those of sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +57,7 @@ class LoadedModel:
     model: Model
     tokenizer: Tokenizer
     name: str
+    sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     identity: str | None = None
 
 
@@ -81,20 +78,30 @@ class Assembled:
     measured_at: float  # when both were measured, in seconds since 1970
     page_bytes: int  # of one page of the caches, all layers
     state_bytes: int  # of what the caches keep beside pages: for each slot, and for prefixes
+    sampling_defaults: SamplingDefaults  # for what requests leave out
 
 
 def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
-    """Read the target's weights and tokenizer.
+    """Read the target's weights and tokenizer. All that can be refused without them is refused before weights are read.
 
     Raises:
         ConfigError: they cannot be found or used.
     """
     _use_threads(config)
-    source = find(config.model, progress, revision=config.revision)
+    source = resolve(config.model, progress, weights=False, revision=config.revision)
+    found = read_source_config(source)
+    if config.max_model_len is not None and config.max_model_len > found.longest:
+        raise too_long(config.max_model_len, found.longest)
+    tokenizer = chosen_tokenizer(config, source, found.vocab_size, progress)
+    defaults = read_sampling_defaults(source) if config.generation_config == "auto" else SamplingDefaults()
+    _draftable(config, tokenizer, progress)
+    if not (source.is_gguf or has_weights(source.path)):
+        choose_dtype(config.dtype, choose_device(config.device))
+        source = resolve(config.model, progress, revision=config.revision)
+    positions = config.max_model_len or 0
     with _explained_memory("a smaller model"), kept_trials(config.measure_anew):
-        model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
-    tokenizer = chosen_tokenizer(config, source, model.config.vocab_size, progress)
-    return LoadedModel(model, tokenizer, config.model, identity=identity(source))
+        model = load_model(source, dtype=config.dtype, device=config.device, progress=progress, num_positions=positions)
+    return LoadedModel(model, tokenizer, config.model, defaults, source.identity)
 
 
 def build(
@@ -124,12 +131,14 @@ def build(
     loaded = loaded or load(config, progress)
     model = loaded.model
     use_own(model.device)
-    made = _drafters(config, model, progress, oracle, drafters)
+    made = _drafters(config, loaded, progress, oracle, drafters)
     specs = [*model.cache_specs, *(spec for drafter in made for spec in drafter.cache_specs)]
-    sizes = _sizes(config, model, specs)
+    sizes = sizes_of(config, model, specs)
     with _explained_memory("a lower --cache-gb or --max-model-len"):
         caches, entries = _caches(specs, sizes, config, model)
-        forward = Forward(model, caches)
+        vocab_size = model.config.vocab_size
+        vocabulary = Vocabulary(vocab_size, loaded.tokenizer.nameless(vocab_size))
+        forward = Forward(model, caches, vocabulary=vocabulary)
         measured = _measured(Probe(forward, entries, sizes.num_pages), loaded, sizes, config, bool(made), progress)
         _bind(made, caches, len(model.cache_specs), forward.row_multiple)
         fixed = fixed_shapes if fixed_shapes is not None else model.device.type == "cuda"
@@ -160,7 +169,8 @@ def build(
         costs=measured.costs,
         measured_at=measured.measured_at,
         page_bytes=page_bytes(specs, config.page_size, caches.room.dtype),
-        state_bytes=_state_bytes(config, model, specs),
+        state_bytes=state_bytes_of(config, model, specs),
+        sampling_defaults=loaded.sampling_defaults,
     )
 
 
@@ -169,9 +179,9 @@ def cache_gb_for(config: EngineConfig, model: Model, num_pages: int) -> float:
     specs = [*model.cache_specs]
     if config.draft_model is not None:
         specs += model_info(resolve(config.draft_model, weights=False)).cache_specs
-    pages = max(num_pages, _FEWEST_PAGES, -(-MOST_POSITIONS // config.page_size))
+    pages = max(num_pages, FEWEST_PAGES, -(-MOST_POSITIONS // config.page_size))
     of_page = page_bytes(specs, config.page_size, cache_dtype(model.dtype, model.device))
-    return (pages * of_page + _state_bytes(config, model, specs) + 1) / 1e9
+    return (pages * of_page + state_bytes_of(config, model, specs) + 1) / 1e9
 
 
 def _use_threads(config: EngineConfig) -> None:
@@ -195,110 +205,31 @@ def _explained_memory(remedy: str) -> Iterator[None]:
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    """What the settings come to on this machine; max_model_len is in positions. num_marks: None where prefixes need none."""
-
-    num_pages: int
-    max_model_len: int
-    max_batch: int
-    chunk_tokens: int
-    num_marks: int | None
-    longest_path: int
-
-
-def _max_batch(config: EngineConfig, model: Model) -> int:
-    return min(config.max_batch or (256 if model.device.type == "cuda" else 32), MOST_TREE_ROWS)
-
-
-def _sizes(config: EngineConfig, model: Model, specs: Sequence[CacheSpec]) -> _Sizes:
-    on_gpu = model.device.type == "cuda"
-    max_batch = _max_batch(config, model)
-    cache_gb = config.cache_gb
-    if cache_gb is None:
-        cache_gb = _gpu_cache_gb(config, model.device) if on_gpu else _CPU_CACHE_GB
-    stored = cache_dtype(model.dtype, model.device)
-    states = _state_bytes(config, model, specs)
-    each = max(page_bytes(specs, config.page_size, stored), 1)  # states alone need no page
-    positions = min(max(int(cache_gb * 1e9 - states), 0) // each * config.page_size, _MOST_POSITIONS)
-    fewer = f"; {max_batch} sequences keep {states / 1e9:.2g} GB of states, fewer with a lower --max-batch" if states else ""
-    most = model.config.max_position_embeddings
-    wanted = config.max_model_len
-    if wanted is not None and wanted > most:
-        raise ConfigError(f"max_model_len is {wanted}, but the model knows {most} positions; lower --max-model-len.")
-    if wanted is not None and wanted > positions:
-        raise ConfigError(
-            f"cache_gb {cache_gb:g} holds {positions} tokens of this model, less than max_model_len {wanted}; "
-            f"raise --cache-gb or lower --max-model-len{fewer}."
-        )
-    if on_gpu and config.page_size % GPU_TILE:
-        raise ConfigError(f"page_size is {config.page_size}, but on a GPU it must be a multiple of {GPU_TILE}.")
-    if positions < _FEWEST_PAGES * config.page_size:
-        raise ConfigError(f"cache_gb {cache_gb:g} holds only {positions} tokens of this model; raise --cache-gb{fewer}.")
-    return _Sizes(
-        num_pages=positions // config.page_size,
-        max_model_len=wanted or min(most, positions),
-        max_batch=max_batch,
-        chunk_tokens=config.chunk_tokens or _chunk_tokens(model.device, cache_gb * 1e9),
-        num_marks=_num_marks(config, max_batch) if has_state(specs) else None,
-        longest_path=_longest_path(config),
-    )
-
-
-def _gpu_cache_gb(config: EngineConfig, device: torch.device) -> float:
-    """What is left for caches once the weights are loaded."""
-    free, total = torch.cuda.mem_get_info(device)
-    if config.gpu_memory_utilization is None:
-        return _GPU_SHARE * free / 1e9
-    left = free - (1 - config.gpu_memory_utilization) * total
-    if left <= 0:
-        raise ConfigError(
-            f"gpu_memory_utilization {config.gpu_memory_utilization:g} of {total / 1e9:.1f} GB leaves nothing for caches: "
-            f"{(total - free) / 1e9:.1f} GB are taken; raise --gpu-memory-utilization."
-        )
-    return left / 1e9
-
-
-def _num_marks(config: EngineConfig, max_batch: int) -> int:
-    return max_batch * _MARKS_PER_SLOT if config.prefix_cache else 0
-
-
-def _longest_path(config: EngineConfig) -> int:
-    """Rows of a tree that a round keeps at most."""
-    return min(config.max_tree_nodes, config.max_tree_depth + 1) if config.drafters else 1
-
-
-def _state_bytes(config: EngineConfig, model: Model, specs: Sequence[CacheSpec]) -> int:
-    """What the caches keep beside pages: of all slots and for prefixes, a spare one each."""
-    max_batch, stored = _max_batch(config, model), cache_dtype(model.dtype, model.device)
-    slots = (max_batch + 1) * slot_bytes(specs, _longest_path(config), stored)
-    return slots + (_num_marks(config, max_batch) + 1) * slot_bytes(specs, 0, stored)
-
-
-def _chunk_tokens(device: torch.device, cache_bytes: float) -> int:
-    """Large products want many rows, where there is room for what these leave behind."""
-    if device.type != "cuda":
-        return 256
-    return 8192 if torch.cuda.mem_get_info(device)[0] - cache_bytes >= _ROOM_FOR_ROWS else 2048
+def _draftable(config: EngineConfig, tokenizer: Tokenizer, progress: Progress | None) -> frozenset[int]:
+    """See `specdec.text.pair`; nothing where there is no draft model."""
+    if config.draft_model is None or "draft-model" not in config.drafters:
+        return frozenset()
+    return draftable(tokenizer, Tokenizer.load(resolve(config.draft_model, progress, weights=False)))
 
 
 def _drafters(
     config: EngineConfig,
-    model: Model,
+    loaded: LoadedModel,
     progress: Progress,
     oracle: Mapping[tuple[tuple[int, ...], str], Sequence[int]] | None,
     own: Mapping[str, DrafterFactory] | None,
 ) -> list[Drafter]:
+    model = loaded.model
     positions = config.max_model_len or model.config.max_position_embeddings
 
     def load_draft_model() -> Model:
         assert config.draft_model is not None, "EngineConfig asks for one with the drafter draft-model"
-        source = find(config.draft_model, progress)
+        source = resolve(config.draft_model, progress)
         with _explained_memory("a smaller draft model"), kept_trials(config.measure_anew):
             return load_model(source, dtype=config.dtype, device=config.device, progress=progress, num_positions=positions)
 
     resources = DrafterResources(
-        num_slots=_max_batch(config, model),
+        num_slots=most_sequences(config, model),
         max_model_len=positions,
         max_drafts=max(min(config.max_tree_nodes - 1, _MOST_OFFERED if config.adaptive else MAX_NODES - 1), 1),
         vocab_size=model.config.vocab_size,
@@ -306,12 +237,13 @@ def _drafters(
         target=model,
         samples=not RULES[config.acceptance]().per_seed,
         load_draft_model=load_draft_model if config.draft_model is not None else None,
+        draftable=_draftable(config, loaded.tokenizer, progress),
         oracle=oracle,
     )
     return make_drafters(config, resources, own)
 
 
-def _caches(specs: Sequence[CacheSpec], sizes: _Sizes, config: EngineConfig, model: Model) -> tuple[Caches, Entries]:
+def _caches(specs: Sequence[CacheSpec], sizes: Sizes, config: EngineConfig, model: Model) -> tuple[Caches, Entries]:
     """Pages for sequences, and behind them as many entries as a round has tree rows, and more for long chains of the
     self-test."""
     scratch_pages = -(-MOST_TREE_ROWS // config.page_size)
@@ -334,7 +266,7 @@ def _bind(drafters: Sequence[Drafter], caches: Caches, first_layer: int, row_mul
 
 
 def _round(
-    config: EngineConfig, sizes: _Sizes, forward: Forward, drafters: Sequence[Drafter], entries: Entries, fixed_shapes: bool
+    config: EngineConfig, sizes: Sizes, forward: Forward, drafters: Sequence[Drafter], entries: Entries, fixed_shapes: bool
 ) -> Round:
     model = forward.model
     spare_page = entries.spare // entries.page_size
@@ -351,7 +283,7 @@ def _round(
     )
 
 
-def _planner(config: EngineConfig, sizes: _Sizes, round_: Round, costs: Sequence[RoundCost]) -> Planner:
+def _planner(config: EngineConfig, sizes: Sizes, round_: Round, costs: Sequence[RoundCost]) -> Planner:
     names = round_.drafting.names
     planner = Planner(
         names.priors_X,
@@ -366,7 +298,7 @@ def _planner(config: EngineConfig, sizes: _Sizes, round_: Round, costs: Sequence
     return planner
 
 
-def _scheduler(config: EngineConfig, sizes: _Sizes) -> Scheduler:
+def _scheduler(config: EngineConfig, sizes: Sizes) -> Scheduler:
     return Scheduler(
         num_pages=sizes.num_pages,
         page_size=config.page_size,
@@ -380,7 +312,7 @@ def _scheduler(config: EngineConfig, sizes: _Sizes) -> Scheduler:
 
 
 def _measured(
-    probe: Probe, loaded: LoadedModel, sizes: _Sizes, config: EngineConfig, speculates: bool, progress: Progress
+    probe: Probe, loaded: LoadedModel, sizes: Sizes, config: EngineConfig, speculates: bool, progress: Progress
 ) -> Measurements:
     """The self-test, and what rounds cost where that is asked."""
     if sizes.num_pages * config.page_size < MOST_POSITIONS:

@@ -10,6 +10,7 @@ from specdec.errors import ConfigError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _OTHER_DTYPES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "float": "float32", "fp32": "float32"}
 ACCEPTANCE_RULES = ("shared-noise", "rejection")
+GENERATION_CONFIGS = ("auto", "none")
 DRAFTERS = ("ngram", "suffix", "prediction", "lookahead", "draft-model")  # that are served
 NO_DRAFTERS = "none"
 DEFAULT_MODEL = "smollm2-135m"
@@ -28,6 +29,8 @@ class EngineConfig:
     revision: str | None = None  # of the model on the hub: branch, tag or commit
     tokenizer: str | None = None  # a model whose tokenizer is taken; None: its own
     chat_template: str | None = None  # a file, or Jinja source; None: the model's own
+    generation_config: str = "auto"  # auto: the model's own sampling defaults; none: those of `SamplingParams`
+    parse_special: bool = False  # True: names of special tokens in messages become these tokens, False: they are text
     dtype: str = "auto"  # auto: bfloat16 where the machine computes it natively, else float32
     device: str = "auto"  # auto: cuda where there is one, else cpu
     drafters: tuple[str, ...] = DEFAULT_DRAFTERS  # () decodes plainly
@@ -66,6 +69,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", _OTHER_DTYPES.get(str(self.dtype).lower(), str(self.dtype).lower()))
         _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        known = ", ".join(GENERATION_CONFIGS)
+        _require(self.generation_config in GENERATION_CONFIGS, "generation_config", self.generation_config, f"one of {known}")
         _require(self.acceptance in ACCEPTANCE_RULES, "acceptance", self.acceptance, f"one of {', '.join(ACCEPTANCE_RULES)}")
         _require(self.max_model_len is None or self.max_model_len >= 2, "max_model_len", self.max_model_len, "2 or more")
         _require(self.max_batch is None or self.max_batch >= 1, "max_batch", self.max_batch, "1 or more")

@@ -91,6 +91,7 @@ class LLM:
         self.assembled = model
         self.engine = model.engine
         self.tokenizer = model.tokenizer
+        self.sampling_defaults = model.sampling_defaults
         self._turn = threading.Condition()
         self._stepping = False  # by one of the threads; the others wait for what it brings
         self._ids = itertools.count(1)

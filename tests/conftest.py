@@ -35,6 +35,7 @@ _COMMON: dict[str, Any] = {
 }
 _OF_FAMILY: dict[str, dict[str, Any]] = {
     "llama": {"head_dim": 16},
+    "mistral": {"head_dim": 16, "sliding_window": None},
     "qwen2": {},
     "qwen3": {"head_dim": 32},
     "qwen3_moe": {

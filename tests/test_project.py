@@ -27,6 +27,7 @@ LAYERS = (
     ("measurements",),
     ("drafters",),
     ("engine",),
+    ("sizes",),
     ("assemble",),
     ("llm",),
     ("bench", "server"),
@@ -168,7 +169,7 @@ def test_the_model_registry_is_literal_and_whole() -> None:
         if part(module) == "models"
         and {"read_config", "build"} <= {node.name for node in tree_of(path).body if isinstance(node, ast.FunctionDef)}
     }
-    shared = {"specdec.models.families.qwen2"}  # its `build` is llama's
+    shared = {f"specdec.models.families.{name}" for name in ("qwen2", "mistral")}  # their `build` is llama's
     assert set(families.values()) == offered | shared
     assert all(module in MODULES for module in families.values())
 

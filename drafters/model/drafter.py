@@ -20,7 +20,7 @@ from specdec.draft.steps import next_rows, roots
 from specdec.kernels.gumbel import Keys, gumbel_topk
 from specdec.kernels.tree_select import Candidates
 from specdec.models.base import CacheSpec, Model
-from specdec.round.forward import Forward
+from specdec.round.forward import Forward, Vocabulary
 from specdec.round.sample.noise import Domain, in_round
 
 DEPTH = 5
@@ -37,16 +37,20 @@ class ModelDrafter:
         model: the draft model.
         samples: for rejection rules: draw the candidates from the model's distribution with noise of its own and give the law.
             Otherwise they are ranked with the noise that the target will use.
+        vocabulary: the target's; None: the draft model's own.
         depth: of the tree. width: candidates of each depth.
     """
 
     names: tuple[str, ...] = ("draft-model",)
     reads: tuple[str, ...] = ()
 
-    def __init__(self, model: Model, *, samples: bool, depth: int = DEPTH, width: int = WIDTH) -> None:
+    def __init__(
+        self, model: Model, *, samples: bool, vocabulary: Vocabulary | None = None, depth: int = DEPTH, width: int = WIDTH
+    ) -> None:
         self.cache_specs: tuple[CacheSpec, ...] = model.cache_specs
         self._model = model
         self._samples = samples
+        self._vocabulary = vocabulary
         self._depth, self._width = depth, width
         self._confidence = ConfidenceKinds(depth, np.array(_PRIORS[:width]), told=not samples)
         self.kinds = self._confidence.kinds
@@ -59,7 +63,7 @@ class ModelDrafter:
 
     def bind(self, caches: Caches, first_layer: int, row_multiple: int) -> None:
         """See `Drafter.bind`."""
-        self._forward = Forward(self._model, caches, first_layer, row_multiple)
+        self._forward = Forward(self._model, caches, first_layer, row_multiple, self._vocabulary)
 
     def enter(self, slot: int, starter: Starter) -> None:
         """Nothing: what it knows of a text lies in the pages."""

@@ -5,7 +5,7 @@ elements. The trial makes it show in all: inputs come twice, their weights with 
 for the rounding of its sums.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -74,21 +74,20 @@ def _try(num_features: int, num_inputs: int, dtype: torch.dtype, layout_rows: in
     x_RK, weight_NK = _cancelling(num_features, num_inputs, dtype)
     data = reorder(weight_NK, layout_rows)
     tried = [rows for rows in _TRIED if rows <= _MANY or rows * num_features <= _MOST_OUTPUTS]
-    classes: list[dict[int, Tensor]] = []
+    classes: list[list[int]] = []
+    largest: list[Tensor] = []  # of each class; the products of fewer rows are its first rows
     for rows in tried:
         found_RN = product(x_RK[:rows], data, None)
-        home = next((alike for alike in classes if _agree(found_RN, alike.values())), None)
+        home = next((i for i, other in enumerate(largest) if torch.equal(found_RN[: len(other)], other)), None)
         if home is None:
-            classes.append({rows: found_RN})
+            classes.append([rows])
+            largest.append(found_RN)
         else:
-            home[rows] = found_RN
+            classes[home].append(rows)
+            largest[home] = found_RN
     useful = [tuple(alike) for alike in classes if max(alike) >= _MANY]
     best = min(useful) if useful else (_MANY,)
     return ExactRows(best[0]) if best == tuple(tried[tried.index(best[0]) :]) else ExactRows(best[0], best)
-
-
-def _agree(found_RN: Tensor, others: Iterable[Tensor]) -> bool:
-    return all(torch.equal(found_RN[: len(other)], other[: len(found_RN)]) for other in others)
 
 
 def _cancelling(num_features: int, num_inputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

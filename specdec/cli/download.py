@@ -13,7 +13,7 @@ def download(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the hub.")] = None,
 ) -> None:
     """Fetch a model into the cache and print where it lies; the printed path can be served."""
-    from specdec.models.find import find  # brings the hub's client, which --help should not wait for
+    from specdec.models.source import resolve  # brings the hub's client, which --help should not wait for
 
-    source = find(model, on_stderr(), revision=revision)
+    source = resolve(model, on_stderr(), revision=revision)
     print(source.path)

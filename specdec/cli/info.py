@@ -26,12 +26,12 @@ _DRAFTERS = (
 @takes_engine({"model", "revision", "draft_model"})
 def info(config: EngineConfig) -> None:
     """Show what a model is, the memory it needs and the drafters that fit it."""
-    from specdec.models.find import find  # brings torch, which --help should not wait for
-    from specdec.models.info import model_info
+    from specdec.models.info import model_info  # bring torch, which --help should not wait for
+    from specdec.models.source import resolve
 
     console = Console()
     progress = on_stderr()
-    source = find(config.model, progress, weights=False, revision=config.revision)
+    source = resolve(config.model, progress, weights=False, revision=config.revision)
     described = model_info(source)
     table = Table(title=config.model, show_header=False, title_justify="left")
     for name, value in [*_rows(described), *_cache_rows(described, config.page_size)]:
@@ -84,18 +84,18 @@ def _rows(described: "ModelInfo") -> list[tuple[str, str]]:
 def _draft_verdict(source: "Source", target: "ModelInfo", draft_model: str | None, progress: RichProgress) -> str:
     if draft_model is None:
         return f"any smaller model with the same tokenizer ({target.config.vocab_size:,} tokens); try --draft-model NAME"
+    from specdec.errors import ConfigError
     from specdec.models.info import model_info
     from specdec.models.source import resolve
+    from specdec.text.pair import draftable
     from specdec.text.tokenizer import Tokenizer
 
     candidate = resolve(draft_model, progress, weights=False)
     described = model_info(candidate)
-    if described.config.vocab_size != target.config.vocab_size:
-        return f"{draft_model} does not fit: it has {described.config.vocab_size:,} tokens, not {target.config.vocab_size:,}"
-    ours, theirs = Tokenizer.load(source), Tokenizer.load(candidate)
-    for token in range(min(ours.vocab_size, theirs.vocab_size)):
-        if ours.token_bytes(token) != theirs.token_bytes(token):
-            return f"{draft_model} does not fit: its tokenizer gives token {token} another text"
+    try:
+        draftable(Tokenizer.load(source), Tokenizer.load(candidate))
+    except ConfigError as error:
+        return f"{draft_model} does not fit: {error}"
     share = described.num_parameters / target.num_parameters
     return f"{draft_model} fits; it has {share:.0%} of the parameters"
 

@@ -74,6 +74,8 @@ ENGINE_OPTIONS = (
     EngineOption("revision", _MODEL, "Branch, tag or commit of the model on the hub."),
     EngineOption("tokenizer", _MODEL, "Take the tokenizer of this model."),
     EngineOption("chat_template", _MODEL, "A file with the chat template, or the template itself."),
+    EngineOption("generation_config", _MODEL, "auto: the model's own sampling defaults; none: the API's."),
+    EngineOption("parse_special", _MODEL, "Names of special tokens in messages become these tokens, or are text."),
     EngineOption("dtype", _MACHINE, f"{', '.join(DTYPES)}."),
     EngineOption("device", _MACHINE, "auto, cpu or cuda."),
     EngineOption("num_threads", _MACHINE, "CPU threads; torch's own choice if not given.", "threads"),

@@ -8,27 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from specdec.errors import ConfigError
+from specdec.models.rope_config import RopeConfig as RopeConfig
+from specdec.models.rope_config import read_rope
 
 Fields = Mapping[str, Any]
 
-_ROPE_KINDS = ("default", "linear", "llama3", "yarn")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RopeConfig:
-    """Rotary position embedding; `kind` says which of the scaling fields are read."""
-
-    theta: float
-    kind: str = "default"
-    factor: float = 1.0
-    original_max_position: int = 0  # llama3, yarn
-    low_freq_factor: float = 1.0  # llama3
-    high_freq_factor: float = 4.0  # llama3
-    beta_fast: float = 32.0  # yarn
-    beta_slow: float = 1.0  # yarn
-    truncate: bool = True  # yarn
-    attention_factor: float = 1.0  # yarn: scales cos and sin
-    divisors: tuple[float, ...] = ()  # of the frequencies, where a checkpoint carries them ready made (GGUF)
+_MOST = 1 << 31  # of any count; beyond, a file is damaged
+_LARGEST_HEAD = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +43,7 @@ class ModelConfig:
     rms_norm_eps: float
     rope: RopeConfig
     max_position_embeddings: int
-    tie_word_embeddings: bool
+    tie_word_embeddings: bool | None  # None: the file does not say, and what the checkpoint holds decides
     dtype: str | None  # the checkpoint's own, where it says
     eos_token_ids: tuple[int, ...]
     qkv_bias: bool = False
@@ -66,71 +52,46 @@ class ModelConfig:
     clip_qkv: float | None = None
     moe: MoeConfig | None = None
 
+    @property
+    def longest(self) -> int:
+        """Positions that may be asked for: a scaled rotation knows more than the file may have been written for."""
+        return max(self.max_position_embeddings, self.rope.longest)
 
-def read_common(fields: Fields, family: str, **overrides: Any) -> ModelConfig:
+
+def read_common(fields: Fields, family: str, *, default_theta: float = 10_000.0, **overrides: Any) -> ModelConfig:
     """The part of config.json that all families share; `overrides` are ModelConfig fields that a family knows better.
 
     Raises:
-        ConfigError: a required field is missing, or a field asks for what is not supported.
+        ConfigError: a required field is missing or no number, or a field asks for what is not supported.
     """
     refuse_unsupported(fields)
-    num_heads = required(fields, "num_attention_heads")
-    hidden_size = required(fields, "hidden_size")
+    num_heads, hidden_size = count(fields, "num_attention_heads"), count(fields, "hidden_size")
+    tied = fields.get("tie_word_embeddings")
     values: dict[str, Any] = {
         "family": family,
-        "vocab_size": required(fields, "vocab_size"),
+        "vocab_size": count(fields, "vocab_size"),
         "hidden_size": hidden_size,
-        "num_layers": required(fields, "num_hidden_layers"),
+        "num_layers": count(fields, "num_hidden_layers"),
         "num_heads": num_heads,
-        "num_kv_heads": fields.get("num_key_value_heads") or num_heads,
-        "head_dim": fields.get("head_dim") or hidden_size // num_heads,
-        "intermediate_size": required(fields, "intermediate_size"),
-        "rms_norm_eps": required(fields, "rms_norm_eps"),
-        "rope": read_rope(fields),
-        "max_position_embeddings": required(fields, "max_position_embeddings"),
-        "tie_word_embeddings": bool(fields.get("tie_word_embeddings", False)),
+        "num_kv_heads": count(fields, "num_key_value_heads", num_heads),
+        "head_dim": count(fields, "head_dim", max(hidden_size // num_heads, 1)),
+        "intermediate_size": count(fields, "intermediate_size"),
+        "rms_norm_eps": number(fields, "rms_norm_eps"),
+        "rope": read_rope(fields, default_theta),
+        "max_position_embeddings": count(fields, "max_position_embeddings"),
+        "tie_word_embeddings": None if tied is None else bool(tied),
         "dtype": fields.get("dtype") or fields.get("torch_dtype"),
         "eos_token_ids": as_ids(fields.get("eos_token_id")),
     }
-    return ModelConfig(**(values | overrides))
-
-
-def read_rope(fields: Fields) -> RopeConfig:
-    """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4)."""
-    scaling = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind not in _ROPE_KINDS:
-        raise ConfigError(f"rope type {kind!r} in the model's config is not supported; known: {', '.join(_ROPE_KINDS)}.")
-    if (scaling.get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise ConfigError("partial_rotary_factor in the model's config is not supported.")
-    theta = float(scaling.get("rope_theta") or fields.get("rope_theta") or 10000.0)
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    factor = float(required(scaling, "factor"))
-    if kind == "linear":
-        return RopeConfig(theta=theta, kind=kind, factor=factor)
-    original = scaling.get("original_max_position_embeddings") or required(fields, "max_position_embeddings")
-    if kind == "llama3":
-        return RopeConfig(
-            theta=theta,
-            kind=kind,
-            factor=factor,
-            original_max_position=original,
-            low_freq_factor=required(scaling, "low_freq_factor"),
-            high_freq_factor=required(scaling, "high_freq_factor"),
+    config = ModelConfig(**(values | overrides))
+    if config.num_heads % config.num_kv_heads:
+        raise ConfigError(
+            f"num_attention_heads {config.num_heads} in the model's config is no multiple of num_key_value_heads "
+            f"{config.num_kv_heads}."
         )
-    if scaling.get("mscale") or scaling.get("mscale_all_dim"):
-        raise ConfigError("mscale in the model's rope scaling is not supported.")
-    return RopeConfig(
-        theta=theta,
-        kind=kind,
-        factor=factor,
-        original_max_position=original,
-        beta_fast=scaling.get("beta_fast") or 32.0,
-        beta_slow=scaling.get("beta_slow") or 1.0,
-        truncate=scaling.get("truncate", True),
-        attention_factor=scaling.get("attention_factor") or 0.0,  # 0: from the factor, as the paper says
-    )
+    if config.head_dim % 2 or config.head_dim > _LARGEST_HEAD:
+        raise ConfigError(f"head_dim {config.head_dim} in the model's config must be even, and at most {_LARGEST_HEAD}.")
+    return config
 
 
 def refuse_unsupported(fields: Fields) -> None:
@@ -147,7 +108,8 @@ def refuse_unsupported(fields: Fields) -> None:
         raise ConfigError(f"layer_types {sorted(layer_types)} in the model's config are not supported; known: full_attention.")
     window = fields.get("sliding_window")
     # the Qwen families name a window that only `use_sliding_window` turns on
-    if window and fields.get("use_sliding_window", True) and window < required(fields, "max_position_embeddings"):
+    used = fields.get("use_sliding_window", not str(fields.get("model_type")).startswith("qwen"))
+    if window and used and window < count(fields, "max_position_embeddings"):
         raise ConfigError(f"sliding_window {window} in the model's config is not supported.")
 
 
@@ -158,8 +120,41 @@ def required(fields: Fields, name: str) -> Any:
     return fields[name]
 
 
-def as_ids(value: int | list[int] | None) -> tuple[int, ...]:
+def count(fields: Fields, name: str, default: int | None = None) -> int:
+    """A whole number above 0. default: where the field is not there, or 0."""
+    value = fields.get(name) or default or required(fields, name)
+    whole = int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(whole, bool) or not isinstance(whole, int) or not 1 <= whole < _MOST:
+        raise ConfigError(f"{name} in the model's config must be a whole number above 0, not {value!r}.")
+    return whole
+
+
+def number(fields: Fields, name: str) -> float:
+    """A number of 0 or more."""
+    value = required(fields, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ConfigError(f"{name} in the model's config must be a number, not {value!r}.")
+    return float(value)
+
+
+def agreed(fields: Fields, *names: str) -> Any:
+    """The value of a field that has had several names; None where it has none of them.
+
+    Raises:
+        ConfigError: they contradict each other.
+    """
+    said = {name: fields[name] for name in names if fields.get(name) is not None}
+    if len({str(value) for value in said.values()}) > 1:
+        raise ConfigError(f"{' and '.join(said)} in the model's config contradict each other; take out the wrong one.")
+    return next(iter(said.values()), None)
+
+
+def as_ids(value: object) -> tuple[int, ...]:
     """A token id field, which may hold none, one or several."""
     if value is None:
         return ()
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+    ids = tuple(value) if isinstance(value, list | tuple) else (value,)
+    for token in ids:
+        if type(token) is not int:
+            raise ConfigError(f"eos_token_id in the model's config must be a token id or several, not {value!r}.")
+    return ids

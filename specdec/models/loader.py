@@ -14,6 +14,8 @@ from specdec.kernels.moe import Experts
 from specdec.models.base import Model, ModelConfig
 from specdec.models.checkpoint import Checkpoint, SafetensorsCheckpoint
 from specdec.models.config import as_ids
+from specdec.models.ends import ends_are_one, settle_ends
+from specdec.models.outline import OutlineWeights
 from specdec.models.registry import family, read_config
 from specdec.models.source import Source
 from specdec.progress import NoProgress, Progress
@@ -22,8 +24,6 @@ _log = logging.getLogger(__name__)
 
 _LEAST_CAPABILITY = (8, 0)  # bfloat16 on the matrix units
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# buffers that old exports carry along and nobody reads
-_HARMLESS = ("rotary_emb.inv_freq", "self_attn.bias", "self_attn.masked_bias")
 
 
 def load_model(source: Source, *, dtype: str, device: str, progress: Progress | None = None, num_positions: int = 0) -> Model:
@@ -41,11 +41,26 @@ def load_model(source: Source, *, dtype: str, device: str, progress: Progress | 
     config = read_source_config(source)
     config = replace(config, max_position_embeddings=max(config.max_position_embeddings, num_positions))
     on = choose_device(device)
-    with _open(source) as checkpoint, (progress or NoProgress()).task("Loading weights", len(checkpoint.names())) as advance:
-        weights = CheckpointWeights(checkpoint, choose_dtype(dtype, on), on, advance)
-        model = family(config.family).build(config, weights)
-        weights.check_all_read(config)
-    return model
+    chosen = choose_dtype(dtype, on)
+    with _open(source) as files:
+        settled, checkpoint = settle_ends(config, files)
+        check_checkpoint(settled, checkpoint)
+        if config.tie_word_embeddings and not settled.tie_word_embeddings:
+            settled = replace(settled, tie_word_embeddings=ends_are_one(checkpoint, chosen))
+        count = len(checkpoint.names())
+        with (progress or NoProgress()).task("Loading weights", count) as advance:
+            return family(config.family).build(settled, CheckpointWeights(checkpoint, chosen, on, advance))
+
+
+def check_checkpoint(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Hold the tensors' names and shapes to the config, before any is read.
+
+    Raises:
+        ConfigError: a tensor is missing, has another shape or would be left unread; the message names it.
+    """
+    outline = OutlineWeights(checkpoint)
+    family(config.family).build(config, outline)
+    outline.check_all_read(config)
 
 
 def read_source_config(source: Source) -> ModelConfig:
@@ -113,14 +128,13 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 class CheckpointWeights:
-    """The tensors of a checkpoint, converted and packed as they are read. See `specdec.models.base.Weights`."""
+    """The tensors of a checked checkpoint, converted and packed as they are read. See `specdec.models.base.Weights`."""
 
     def __init__(
         self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, advance: Callable[[int], None]
     ) -> None:
         self._checkpoint = checkpoint
         self._names = checkpoint.names()
-        self._unread = set(self._names)
         self._dtype = dtype
         self._device = device
         self._advance = advance
@@ -129,19 +143,20 @@ class CheckpointWeights:
         return name in self._names
 
     def plain(self, name: str, *shape: int) -> Tensor:
-        return self._read(name, shape, self._dtype)
+        return self._read(name, self._dtype).view(shape)
 
     def packed(self, *parts: tuple[str, int, int]) -> PackedWeight:
-        tensors = [self._read(name, shape, self._dtype) for name, *shape in parts]
+        tensors = [self._read(name, self._dtype) for name, _, _ in parts]
         return pack(torch.cat(tensors) if len(tensors) > 1 else tensors[0])
 
     def router(self, name: str, *shape: int) -> PackedWeight:
-        return pack(self._read(name, shape, self._dtype if uses_triton(self._device) else torch.float32))
+        dtype = self._dtype if uses_triton(self._device) else torch.float32
+        return pack(self._read(name, dtype).view(shape))
 
     def experts(self, num_experts: int, *parts: tuple[str, int, int]) -> Experts:
         if "{}" not in parts[0][0]:
-            ((name, *shape),) = parts
-            stack = self._read(name, (num_experts, *shape), self._dtype)
+            ((name, _, _),) = parts
+            stack = self._read(name, self._dtype)
             return stack if uses_triton(self._device) else [pack(expert) for expert in stack]
         each = ([(name.format(i), rows, columns) for name, rows, columns in parts] for i in range(num_experts))
         if not uses_triton(self._device):
@@ -155,7 +170,7 @@ class CheckpointWeights:
             if stack is None:
                 outputs = sum(rows for _, rows, _ in expert)
                 stack = torch.empty((num_experts, outputs, expert[0][2]), dtype=self._dtype, device=self._device)
-            tensors = [self._read(name, shape, self._dtype) for name, *shape in expert]
+            tensors = [self._read(name, self._dtype) for name, _, _ in expert]
             torch.cat(tensors, out=stack[index])
         assert stack is not None, "a sparse layer has experts"
         return stack
@@ -163,23 +178,8 @@ class CheckpointWeights:
     def shared(self, plain: Tensor) -> PackedWeight:
         return pack(plain, keep_plain=True)
 
-    def check_all_read(self, config: ModelConfig) -> None:
-        """ConfigError where a tensor was not read: the model would not be the one in the checkpoint."""
-        ignored = ("lm_head.weight", *_HARMLESS) if config.tie_word_embeddings else _HARMLESS
-        left = sorted(name for name in self._unread if not name.endswith(ignored))
-        if left:
-            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise ConfigError(
-                f"The checkpoint's tensor {left[0]}{more} has no place in a {config.family} model of this config."
-            )
-
-    def _read(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        if name not in self._names:
-            raise ConfigError(f"The checkpoint has no tensor {name}.")
+    def _read(self, name: str, dtype: torch.dtype) -> Tensor:
         tensor = self._checkpoint.read(name, dtype)
-        if tensor.shape != tuple(shape):
-            raise ConfigError(f"Tensor {name} has shape {list(tensor.shape)}, but the config asks for {list(shape)}.")
-        self._unread.discard(name)
         self._advance(1)
         return tensor.to(self._device)
 

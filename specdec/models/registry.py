@@ -9,6 +9,7 @@ from specdec.models.config import Fields, ModelConfig, required
 
 _FAMILIES = {
     "llama": "specdec.models.families.llama",
+    "mistral": "specdec.models.families.mistral",
     "mixtral": "specdec.models.families.mixtral",
     "olmoe": "specdec.models.families.olmoe",
     "qwen2": "specdec.models.families.qwen2",

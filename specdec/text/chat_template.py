@@ -1,5 +1,6 @@
 """Chat templates: Jinja as Hugging Face's tokenizers use it, in a sandbox, since they come with a model."""
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -12,8 +13,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
+@functools.lru_cache(maxsize=32)
 def compile_template(source: str) -> jinja2.Template:
-    """A template with the functions that Hugging Face's templates expect. Raises jinja2.TemplateError."""
+    """A template with the functions that Hugging Face's templates expect; compiled once. Raises jinja2.TemplateError."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
@@ -26,9 +28,12 @@ def render(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
     special_tokens: Mapping[str, str],
+    variables: Mapping[str, Any],
 ) -> str:
-    """The conversation as text, with the words that open the model's answer. Raises jinja2.TemplateError."""
-    return template.render(messages=messages, tools=tools, documents=None, add_generation_prompt=True, **special_tokens)
+    """The conversation as text, with the words that open the model's answer unless `variables` say otherwise. Raises
+    jinja2.TemplateError, and what else a program may raise."""
+    known = {"documents": None, "add_generation_prompt": True, **special_tokens, **variables}
+    return template.render({**known, "messages": messages, "tools": tools})
 
 
 class _Generation(Extension):
@@ -41,9 +46,15 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """Unlike Jinja's own, without escapes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> NoReturn:

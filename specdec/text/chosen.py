@@ -4,8 +4,7 @@ from pathlib import Path
 
 from specdec.config import EngineConfig
 from specdec.errors import ConfigError
-from specdec.models.find import find
-from specdec.models.source import Source
+from specdec.models.source import Source, resolve
 from specdec.progress import Progress
 from specdec.text.tokenizer import Tokenizer
 
@@ -17,8 +16,8 @@ def chosen_tokenizer(config: EngineConfig, source: Source, vocab_size: int, prog
         ConfigError: it cannot be found or used, or knows more tokens than the model.
     """
     if config.tokenizer is not None:
-        source = find(config.tokenizer, progress, weights=False)
-    found = Tokenizer.load(source)
+        source = resolve(config.tokenizer, progress, weights=False)
+    found = Tokenizer.load(source, config.parse_special)
     if config.tokenizer is not None and found.vocab_size > vocab_size:
         raise ConfigError(
             f"The tokenizer of {config.tokenizer} has {found.vocab_size} tokens, but {config.model} knows {vocab_size}; "

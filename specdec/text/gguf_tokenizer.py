@@ -1,83 +1,124 @@
 """The tokenizer inside a GGUF file, as the tokenizers library takes it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from specdec.errors import ConfigError
 from specdec.models.gguf_file import GgufFile
+from specdec.text.parts import TokenizerParts
+from specdec.text.sentencepiece import Piece, PieceType, Spaces, build_sentencepiece
+from specdec.text.words import DEFAULT, KNOWN, MERGE_WHOLE_WORDS, NORMALISED, word_rule
 
-_CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
+_log = logging.getLogger(__name__)
 
-_LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GgufTokenizer:
-    """What a GGUF file says about text."""
-
-    backend: tokenizers.Tokenizer
-    chat_template: str | None
-    special_tokens: dict[str, str]
+_ROLES = {
+    "bos": "bos_token",
+    "eos": "eos_token",
+    "eot": "eot_token",
+    "eom": "eom_token",
+    "unknown": "unk_token",
+    "padding": "pad_token",
+}
+_USUAL = {"unknown": 0, "bos": 1, "eos": 2}  # of SentencePiece's tokenizers, where a file does not say
 
 
-def read_gguf_tokenizer(file: GgufFile) -> GgufTokenizer:
-    """Raises ConfigError for a tokenizer that is not supported, by the name of its metadata key."""
+def read_gguf_tokenizer(file: GgufFile) -> TokenizerParts:
+    """Raises ConfigError for a tokenizer that is not supported or not whole, by the name of its metadata key."""
     kind = file.value("tokenizer.ggml.model")
-    tokens: list[str] = file.value("tokenizer.ggml.tokens") or []
-    if kind == "gpt2":
-        backend = _byte_level_bpe(file, tokens)
-    elif kind == "llama":
-        backend = _sentencepiece(file)
-    else:
+    tokens = _strings(file, "tokens")
+    types = file.value("tokenizer.ggml.token_type") or [PieceType.NORMAL] * len(tokens)
+    if len(types) != len(tokens):
+        raise ConfigError(f"tokenizer.ggml.token_type in the GGUF file tells of {len(types)} tokens, not of {len(tokens)}.")
+    special = _special_tokens(file, tokens, _USUAL if kind == "llama" else {})
+    if kind not in ("gpt2", "llama"):
         raise ConfigError(f"tokenizer.ggml.model {kind!r} in the GGUF file is not supported; known: gpt2, llama.")
-    ids = {name: file.value(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "unknown", "padding")}
-    names = {"unknown": "unk_token", "padding": "pad_token"}
-    special = {names.get(name, f"{name}_token"): tokens[i] for name, i in ids.items() if i is not None}
-    return GgufTokenizer(backend=backend, chat_template=file.value("tokenizer.chat_template"), special_tokens=special)
+    try:
+        backend = _byte_level_bpe(file, tokens, types) if kind == "gpt2" else _sentencepiece(file, tokens, types)
+    except ConfigError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise ConfigError(f"The tokenizer in the GGUF file is damaged: {error}; fetch the file again.") from error
+    _add_bos(file, backend, special.get("bos_token"), kind)
+    return TokenizerParts(
+        backend=backend,
+        special_tokens=special,
+        chat_templates=_templates(file),
+        unused_ids=frozenset(i for i, token_type in enumerate(types) if token_type == PieceType.UNUSED),
+    )
 
 
-def _byte_level_bpe(file: GgufFile, tokens: Sequence[str]) -> tokenizers.Tokenizer:
-    split = file.value("tokenizer.ggml.pre")
-    merges = [tuple(merge.split(" ")) for merge in file.value("tokenizer.ggml.merges")]
+def _strings(file: GgufFile, key: str) -> list[str]:
+    found = file.value(f"tokenizer.ggml.{key}")
+    if not (isinstance(found, list) and found and isinstance(found[0], str)):
+        raise ConfigError(f"The GGUF file has no tokenizer.ggml.{key}; use a file that carries its tokenizer.")
+    return found
+
+
+def _special_tokens(file: GgufFile, tokens: Sequence[str], usual: Mapping[str, int]) -> dict[str, str]:
+    special = {}
+    for role, name in _ROLES.items():
+        key = f"tokenizer.ggml.{role}_token_id"
+        token = file.value(key, usual.get(role))
+        if token is None:
+            continue
+        if not (isinstance(token, int) and 0 <= token < len(tokens)):
+            raise ConfigError(f"{key} in the GGUF file is {token!r}, but its tokens are numbered from 0 to {len(tokens) - 1}.")
+        special[name] = tokens[token]
+    return special
+
+
+def _templates(file: GgufFile) -> dict[str, str]:
+    names = {"default": "tokenizer.chat_template", "tool_use": "tokenizer.chat_template.tool_use"}
+    return {name: source for name, key in names.items() if isinstance(source := file.value(key), str)}
+
+
+def _byte_level_bpe(file: GgufFile, tokens: Sequence[str], types: Sequence[int]) -> tokenizers.Tokenizer:
+    rule = _rule(file)
+    merges = [_merge(merge) for merge in _strings(file, "merges")]
     vocab = {token: i for i, token in enumerate(tokens)}
-    backend = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=split == "llama-bpe"))
-    backend.pre_tokenizer = _pre_tokenizer(split)
-    if split == "qwen2":
+    backend = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=rule in MERGE_WHOLE_WORDS))
+    backend.pre_tokenizer = word_rule(rule)
+    if rule in NORMALISED:
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
-    for token, token_type in zip(tokens, file.value("tokenizer.ggml.token_type"), strict=True):
-        if token_type in (_CONTROL, _USER_DEFINED):
-            special = token_type == _CONTROL
-            backend.add_tokens([AddedToken(token, special=special, normalized=False)])
-    bos = file.value("tokenizer.ggml.bos_token_id")
-    if bos is not None and file.value("tokenizer.ggml.add_bos_token", split == "llama-bpe"):
-        backend.post_processor = processors.TemplateProcessing(single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)])
+    for token, token_type in zip(tokens, types, strict=True):
+        if token_type in (PieceType.CONTROL, PieceType.USER_DEFINED):
+            backend.add_tokens([AddedToken(token, special=token_type == PieceType.CONTROL, normalized=False)])
     return backend
 
 
-def _pre_tokenizer(split: str) -> pre_tokenizers.PreTokenizer:
-    """How text is cut into words before merging, by the name that llama.cpp gives the rule."""
-    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if split in ("gpt-2", "olmo"):
-        return plain
-    if split == "smollm":
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain])
-    words = {"llama-bpe": _LLAMA3_WORDS, "qwen2": _QWEN2_WORDS}
-    if split not in words:
-        known = ", ".join(("gpt-2", "olmo", "smollm", *words))
-        raise ConfigError(f"tokenizer.ggml.pre {split!r} in the GGUF file is not supported; known: {known}.")
-    cut = pre_tokenizers.Split(Regex(words[split]), behavior="isolated")
-    return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+def _merge(words: str) -> tuple[str, str]:
+    cut = words.index(" ", 1)
+    return words[:cut], words[cut + 1 :]
 
 
-def _sentencepiece(file: GgufFile) -> tokenizers.Tokenizer:
-    from transformers import AutoTokenizer  # it builds the merges from the scores; takes seconds to import
+def _rule(file: GgufFile) -> str:
+    rule = file.value("tokenizer.ggml.pre")
+    if rule is None:
+        _log.warning("The GGUF file has no tokenizer.ggml.pre: words are cut as llama.cpp does then, which may not be right.")
+        return DEFAULT
+    if rule not in KNOWN:
+        raise ConfigError(f"tokenizer.ggml.pre {rule!r} in the GGUF file is not supported; known: {', '.join(KNOWN)}.")
+    return str(rule)
 
-    backend: tokenizers.Tokenizer = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name).backend_tokenizer
-    return backend
+
+def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int]) -> tokenizers.Tokenizer:
+    scores = file.value("tokenizer.ggml.scores") or [0.0] * len(tokens)
+    pieces = [Piece(*entry) for entry in zip(tokens, scores, types, strict=True)]
+    spaces = Spaces(
+        prefix=bool(file.value("tokenizer.ggml.add_space_prefix", True)),
+        squeezed=bool(file.value("tokenizer.ggml.remove_extra_whitespaces", False)),
+    )
+    merges = file.value("tokenizer.ggml.merges")
+    return build_sentencepiece(pieces, spaces, merges=None if merges is None else [_merge(merge) for merge in merges])
+
+
+def _add_bos(file: GgufFile, backend: tokenizers.Tokenizer, bos: str | None, kind: str) -> None:
+    """Texts begin with BOS where the file says so, or says nothing of a kind that does."""
+    usual = kind == "llama" or file.value("tokenizer.ggml.pre") in MERGE_WHOLE_WORDS
+    if bos is not None and file.value("tokenizer.ggml.add_bos_token", usual):
+        token = (bos, backend.token_to_id(bos))
+        backend.post_processor = processors.TemplateProcessing(single=[bos, "$A"], special_tokens=[token])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tokenizers
 from typer.testing import CliRunner
 
 from specdec import __version__
@@ -94,11 +95,15 @@ def test_info_tells_what_is_kept_beside_pages(tmp_path: Path, monkeypatch: pytes
 
 
 def test_info_says_why_a_draft_model_does_not_fit(tmp_path: Path) -> None:
-    for name, size in (("target", 64), ("draft", 65)):
+    for name, tokens in (("target", "ab"), ("draft", "ac")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": size}))
+        (tmp_path / name / "config.json").write_text(json.dumps(CONFIG))
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, []))
+        backend.decoder = tokenizers.decoders.ByteLevel()
+        backend.save(str(tmp_path / name / "tokenizer.json"))
     arguments = ["info", str(tmp_path / "target"), "--draft-model", str(tmp_path / "draft")]
-    assert "does not fit: it has 65 tokens, not 64" in CliRunner().invoke(app, arguments, env={"COLUMNS": "400"}).stdout
+    said = CliRunner().invoke(app, arguments, env={"COLUMNS": "400"}).stdout
+    assert "does not fit: The draft model has another tokenizer: token 1 is 'c' there and 'b' in the target" in said
 
 
 def test_drafters_from_a_comma_list() -> None:

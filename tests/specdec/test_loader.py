@@ -237,9 +237,16 @@ def _gguf_tensors(tensors: dict[str, Tensor], num_experts: int) -> dict[str, Ten
     return out
 
 
-def _write_gguf(folder: Path, path: Path, kind: gguf.GGMLQuantizationType, num_experts: int) -> dict[str, Tensor]:
-    """The checkpoint as a GGUF file; returns its tensors as the file can tell them."""
-    writer = gguf.GGUFWriter(path, "llama")
+def _write_gguf(
+    folder: Path,
+    path: Path,
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    num_experts: int = 0,
+    more: Callable[[Any], object] = lambda writer: None,
+    part_tensors: int = 0,
+) -> dict[str, Tensor]:
+    """The checkpoint as a GGUF file, in parts of so many tensors if not 0; returns its tensors as the file can tell them."""
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=part_tensors)
     writer.add_context_length(512)
     writer.add_embedding_length(64)
     writer.add_block_count(3)
@@ -249,6 +256,7 @@ def _write_gguf(folder: Path, path: Path, kind: gguf.GGMLQuantizationType, num_e
     writer.add_layer_norm_rms_eps(1e-6 if not num_experts else 1e-5)
     writer.add_rope_freq_base(10000.0 if not num_experts else 1e6)
     writer.add_eos_token_id(2)
+    more(writer)
     if num_experts:
         writer.add_expert_count(num_experts)
         writer.add_expert_used_count(2)
@@ -296,3 +304,75 @@ def test_a_damaged_gguf_file_is_refused(tiny_checkpoint: TinyCheckpoint, tmp_pat
     path.write_bytes(b"no model" * 10)
     with pytest.raises(ConfigError, match="not a GGUF file"):
         load(path)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ConfigError, match=r"model\.gguf is a Git LFS pointer"):
+        load(path)
+
+
+@pytest.mark.parametrize("place", [8, 16, 24], ids=["tensors", "values", "length of a key"])
+def test_a_gguf_file_that_counts_more_than_it_holds_is_refused(
+    place: int, tiny_checkpoint: TinyCheckpoint, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    _write_gguf(tiny_checkpoint("llama"), path)
+    whole = path.read_bytes()
+    for count in (10**6, 10**15, 2**64 - 1):
+        path.write_bytes(whole[:place] + count.to_bytes(8, "little") + whole[place + 8 :])
+        with pytest.raises(ConfigError, match=r"model\.gguf is damaged: it is not a whole GGUF file"):
+            load(path)
+
+
+def test_any_part_of_a_gguf_model_leads_to_the_whole(
+    tiny_checkpoint: TinyCheckpoint, tmp_path: Path, all_logits: AllLogits
+) -> None:
+    folder = tiny_checkpoint("llama")
+    _write_gguf(folder, tmp_path / "model.gguf", part_tensors=12)
+    parts = sorted(tmp_path.glob("model-*-of-00003.gguf"))
+    assert len(parts) == 3
+    for part in parts:
+        assert torch.equal(all_logits(load(part), TOKENS), all_logits(load(folder), TOKENS))
+    parts[1].rename(tmp_path / "other.gguf")
+    with pytest.raises(ConfigError, match=r"model-00002-of-00003\.gguf is missing"):
+        load(parts[0])
+    with pytest.raises(ConfigError, match="one of 3 parts, which are found by their names"):
+        load(tmp_path / "other.gguf")
+
+
+def _yarn(writer: Any) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_orig_ctx_len(64)
+
+
+SCALINGS: dict[str, tuple[Callable[[Any], object], dict[str, Any] | None]] = {
+    "yarn": (_yarn, {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}),
+    "linear": (lambda writer: writer.add_rope_scaling_factor(2.0), {"type": "linear", "factor": 2.0}),
+    "older": (lambda writer: writer.add_float32("llama.rope.scale_linear", 2.0), {"type": "linear", "factor": 2.0}),
+    "both": (
+        lambda writer: (writer.add_float32("llama.rope.scale_linear", 8.0), writer.add_rope_scaling_factor(2.0)),
+        {"type": "linear", "factor": 2.0},
+    ),
+    "none": (
+        lambda writer: (writer.add_rope_scaling_factor(2.0), writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_rope_scaling_in_gguf_is_that_of_a_config(
+    scaling: str, tiny_checkpoint: TinyCheckpoint, tmp_path: Path, all_logits: AllLogits
+) -> None:
+    folder, (more, fields) = tiny_checkpoint("llama"), SCALINGS[scaling]
+    _write_gguf(folder, tmp_path / "model.gguf", more=more)
+    same = copied(folder, tmp_path, rope_parameters=None, rope_theta=10000.0, rope_scaling=fields)
+    assert torch.equal(all_logits(load(tmp_path / "model.gguf"), TOKENS), all_logits(load(same), TOKENS))
+
+
+def test_all_roles_that_end_a_turn_are_read(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
+    def more(writer: Any) -> None:
+        writer.add_eot_token_id(7)
+        writer.add_eom_token_id(9)
+
+    _write_gguf(tiny_checkpoint("llama"), tmp_path / "model.gguf", more=more)
+    assert load(tmp_path / "model.gguf").config.eos_token_ids == (2, 7, 9)

@@ -33,6 +33,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-rope-llama3": ("llama", {"rope_parameters": LLAMA3_ROPE}),
     "llama-rope-yarn": ("llama", {"rope_parameters": YARN_ROPE}),
     "llama-rope-yarn-not-truncated": ("llama", {"rope_parameters": YARN_ROPE | {"truncate": False, "beta_fast": 16.0}}),
+    "mistral": ("mistral", {}),
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {}),

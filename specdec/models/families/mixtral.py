@@ -1,7 +1,7 @@
 """Mixtral: Llama with sparse feed-forward layers."""
 
 from specdec.models.base import Weights
-from specdec.models.config import Fields, ModelConfig, MoeConfig, read_common, required
+from specdec.models.config import Fields, ModelConfig, MoeConfig, agreed, count, read_common
 from specdec.models.layers.decoder import Decoder, build_decoder
 from specdec.models.layers.mlp import FeedForward, build_sparse_mlp
 
@@ -9,12 +9,12 @@ from specdec.models.layers.mlp import FeedForward, build_sparse_mlp
 def read_config(fields: Fields) -> ModelConfig:
     """See `registry.Family.read_config`."""
     moe = MoeConfig(
-        num_experts=required(fields, "num_local_experts"),
-        experts_per_token=required(fields, "num_experts_per_tok"),
-        intermediate_size=required(fields, "intermediate_size"),
+        num_experts=count({"num_local_experts": agreed(fields, "num_local_experts", "num_experts")}, "num_local_experts"),
+        experts_per_token=count(fields, "num_experts_per_tok"),
+        intermediate_size=count(fields, "intermediate_size"),
         renormalise=True,
     )
-    return read_common(fields, "mixtral", moe=moe)
+    return read_common(fields, "mixtral", default_theta=1e6, moe=moe)
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:

@@ -1,7 +1,7 @@
 """OLMoE: sparse feed-forward layers; all queries together and all keys together behind a norm; optional clipping."""
 
 from specdec.models.base import Weights
-from specdec.models.config import Fields, ModelConfig, MoeConfig, read_common, required
+from specdec.models.config import Fields, ModelConfig, MoeConfig, agreed, count, read_common
 from specdec.models.layers.decoder import Decoder, build_decoder
 from specdec.models.layers.mlp import build_sparse_mlp
 from specdec.models.layers.norms import ProjectionNorm, RmsNorm
@@ -11,9 +11,9 @@ def read_config(fields: Fields) -> ModelConfig:
     """See `registry.Family.read_config`."""
     bias = bool(fields.get("attention_bias", False))
     moe = MoeConfig(
-        num_experts=fields.get("num_local_experts") or required(fields, "num_experts"),
-        experts_per_token=required(fields, "num_experts_per_tok"),
-        intermediate_size=required(fields, "intermediate_size"),
+        num_experts=count({"num_experts": agreed(fields, "num_experts", "num_local_experts")}, "num_experts"),
+        experts_per_token=count(fields, "num_experts_per_tok"),
+        intermediate_size=count(fields, "intermediate_size"),
         renormalise=bool(fields.get("norm_topk_prob", False)),
     )
     return read_common(fields, "olmoe", qkv_bias=bias, output_bias=bias, clip_qkv=fields.get("clip_qkv"), moe=moe)

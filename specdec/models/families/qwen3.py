@@ -1,7 +1,7 @@
 """Qwen3, dense: each query and key head behind a norm of its own."""
 
 from specdec.models.base import Weights
-from specdec.models.config import Fields, ModelConfig, read_common
+from specdec.models.config import Fields, ModelConfig, count, read_common
 from specdec.models.layers.attention import build_head_norm
 from specdec.models.layers.decoder import Decoder, build_decoder
 from specdec.models.layers.mlp import build_gated_mlp
@@ -10,7 +10,7 @@ from specdec.models.layers.mlp import build_gated_mlp
 def read_config(fields: Fields) -> ModelConfig:
     """See `registry.Family.read_config`."""
     bias = bool(fields.get("attention_bias", False))
-    return read_common(fields, "qwen3", qkv_bias=bias, output_bias=bias, head_dim=fields.get("head_dim") or 128)
+    return read_common(fields, "qwen3", qkv_bias=bias, output_bias=bias, head_dim=count(fields, "head_dim", 128))
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:

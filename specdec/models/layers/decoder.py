@@ -16,6 +16,7 @@ from specdec.models.layers.attention import Mixer, build_attention
 from specdec.models.layers.mlp import FeedForward
 from specdec.models.layers.norms import QkNorm, RmsNorm
 from specdec.models.layers.rope import Rope
+from specdec.models.names import EMBEDDING, HEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def build_decoder(
         qk_norm: makes the norm of queries and keys, given the attention's prefix.
         mixer: makes what a layer has in place of attention, given the layer's prefix and index; None where it has attention.
     """
-    embedding_VE = weights.plain("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+    embedding_VE = weights.plain(EMBEDDING, config.vocab_size, config.hidden_size)
     rope = Rope(config.rope, config.head_dim, config.max_position_embeddings, embedding_VE.dtype, embedding_VE.device)
 
     def norm(name: str) -> RmsNorm:
@@ -100,5 +101,5 @@ def build_decoder(
     if config.tie_word_embeddings:
         head = weights.shared(embedding_VE)
     else:
-        head = weights.packed(("lm_head.weight", config.vocab_size, config.hidden_size))
+        head = weights.packed((HEAD, config.vocab_size, config.hidden_size))
     return Decoder(config, embedding_VE, layers, norm("model.norm"), head)

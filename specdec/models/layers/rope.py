@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from specdec.models.config import RopeConfig
+from specdec.models.rope_config import RopeConfig
 
 Rotation = tuple[Tensor, Tensor]  # cos and sin, [R, 1, D] each
 
