@@ -11,10 +11,10 @@ from typing import cast
 from specdec.assemble import Assembled
 from specdec.config import EngineConfig
 from specdec.engine.admission import Admission
-from specdec.engine.engine import EngineStatus
 from specdec.engine.metrics import EngineMetrics
 from specdec.engine.output import emit
 from specdec.engine.sequence import Sequence, Sink
+from specdec.engine.statistics import EngineStatus
 from specdec.errors import ConfigError, RequestError
 from specdec.progress import Progress
 from specdec.request import FinishReason, Request, RequestOutput, SpeculationStats, TokenLogprob
