@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ from specdec.engine.sequence import HostWork
 from specdec.errors import ConfigError
 from specdec.kernels.tree_select import MAX_NODES
 from specdec.models.base import CacheSpec, Model
+from specdec.models.generation_config import read_sampling_defaults
 from specdec.models.info import ModelInfo, describe, model_info
 from specdec.models.loader import load_model
 from specdec.models.source import resolve
 from specdec.progress import NoProgress, Progress
+from specdec.request import SamplingDefaults
 from specdec.round.accept.registry import RULES
 from specdec.round.forward import Forward
 from specdec.round.plan import MOST_TREE_ROWS, ROW_BUCKETS
@@ -60,6 +62,7 @@ class LoadedModel:
     model: Model
     tokenizer: Tokenizer
     name: str
+    sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class Assembled:
     costs: tuple[RoundCost, ...]  # as measured at start-up
     page_bytes: int  # of one page of the caches, all layers
     state_bytes: int  # of what the caches keep beside pages: for each slot, and for prefixes
+    sampling_defaults: SamplingDefaults  # for what requests leave out
 
 
 def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
@@ -90,7 +94,8 @@ def load(config: EngineConfig, progress: Progress | None = None) -> LoadedModel:
     source = resolve(config.model, progress)
     with _explained_memory("a smaller model"):
         model = load_model(source, dtype=config.dtype, device=config.device, progress=progress)
-    return LoadedModel(model, Tokenizer.load(source), config.model)
+    defaults = read_sampling_defaults(source) if config.generation_config == "auto" else SamplingDefaults()
+    return LoadedModel(model, Tokenizer.load(source), config.model, defaults)
 
 
 def build(
@@ -156,6 +161,7 @@ def build(
         costs=costs,
         page_bytes=page_bytes(specs, config.page_size, caches.room.dtype),
         state_bytes=_state_bytes(config, model, specs),
+        sampling_defaults=loaded.sampling_defaults,
     )
 
 

@@ -6,6 +6,7 @@ from specdec.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ACCEPTANCE_RULES = ("shared-noise", "rejection")
+GENERATION_CONFIGS = ("auto", "none")
 DRAFTERS = ("ngram", "suffix", "prediction", "lookahead", "draft-model")  # that are served
 NO_DRAFTERS = "none"
 DEFAULT_MODEL = "smollm2-135m"
@@ -21,6 +22,7 @@ class EngineConfig:
     """
 
     model: str = DEFAULT_MODEL  # alias, folder, GGUF file or hub id
+    generation_config: str = "auto"  # auto: the model's own sampling defaults; none: those of `SamplingParams`
     dtype: str = "auto"  # auto: bfloat16 where the machine computes it natively, else float32
     device: str = "auto"  # auto: cuda where there is one, else cpu
     drafters: tuple[str, ...] = DEFAULT_DRAFTERS  # () decodes plainly
@@ -41,6 +43,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        known = ", ".join(GENERATION_CONFIGS)
+        _require(self.generation_config in GENERATION_CONFIGS, "generation_config", self.generation_config, f"one of {known}")
         _require(self.acceptance in ACCEPTANCE_RULES, "acceptance", self.acceptance, f"one of {', '.join(ACCEPTANCE_RULES)}")
         _require(self.max_model_len is None or self.max_model_len >= 2, "max_model_len", self.max_model_len, "2 or more")
         _require(self.max_batch is None or self.max_batch >= 1, "max_batch", self.max_batch, "1 or more")

@@ -58,6 +58,7 @@ class LLM:
         self.assembled = assembled
         self.engine = assembled.engine
         self.tokenizer = assembled.tokenizer
+        self.sampling_defaults = assembled.sampling_defaults
 
     @staticmethod
     def from_config(

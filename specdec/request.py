@@ -3,8 +3,9 @@
 import hashlib
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Any
 
 from specdec.errors import RequestError
 
@@ -42,6 +43,7 @@ class SamplingParams:
     seed: int = 0  # unsigned 63 bits; the caller draws one when the user gave none
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    suppress_tokens: tuple[int, ...] = ()  # never emitted
     min_tokens: int = 0  # stop tokens are forbidden, stop strings are not looked for, until then
     max_tokens: int = 16  # 0: the prompt is read, and nothing is drawn
     ignore_eos: bool = False
@@ -63,6 +65,8 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             _require(token >= 0, "logit_bias", token, "token ids of 0 or more")
             _require(-100.0 <= bias <= 100.0, "logit_bias", bias, "biases between -100 and 100")
+        for token in self.suppress_tokens:
+            _require(token >= 0, "suppress_tokens", token, "token ids of 0 or more")
         _require(0 <= self.seed < 1 << _SEED_BITS, "seed", self.seed, "between 0 and 2**63-1")
         _require(self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")
         _require(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "between 0 and max_tokens")
@@ -79,6 +83,26 @@ class SamplingParams:
     def has_penalties(self) -> bool:
         """Whether the logits depend on which tokens came before."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingDefaults:
+    """What a model's publisher recommends for what a request leaves out. None: nothing, and `SamplingParams` has the default.
+
+    The names and meanings are those of `SamplingParams`, and of Hugging Face's generation_config.json.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    suppress_tokens: tuple[int, ...] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What is recommended, as arguments of `SamplingParams`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -62,6 +62,7 @@ class EngineOption:
 
 ENGINE_OPTIONS = (
     EngineOption("model", None, "Alias, folder, .gguf file or hub id.", ""),
+    EngineOption("generation_config", None, "auto: the model's own sampling defaults; none: the API's."),
     EngineOption("dtype", _MACHINE, f"{', '.join(DTYPES)}."),
     EngineOption("device", _MACHINE, "auto, cpu or cuda."),
     EngineOption("num_threads", _MACHINE, "CPU threads; torch's own choice if not given.", "threads"),

@@ -26,6 +26,7 @@ class Admission:
         self._check_ids("prompt", request.prompt_ids)
         self._check_ids("logit_bias", request.sampling.logit_bias)
         self._check_ids("stop_token_ids", request.sampling.stop_token_ids)
+        self._check_ids("suppress_tokens", request.sampling.suppress_tokens)
         self._check_ids("prediction", request.prediction_ids)
         wanted = request.speculation.drafter
         if wanted is not None and wanted not in self.drafters:

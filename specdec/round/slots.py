@@ -198,9 +198,11 @@ class Slots:
 
 
 def _biases(occupant: Occupant, vocab_size: int) -> list[tuple[int, float, int]]:
-    """Entries (token, value, first position that it no longer concerns) that amount to logit_bias and min_tokens."""
+    """Entries (token, value, first position that it no longer concerns) that amount to logit_bias,
+    suppress_tokens and min_tokens."""
     sampling = occupant.sampling
     found = [(token, float(bias), _ALWAYS) for token, bias in sampling.logit_bias.items()]
+    found += [(token, -float("inf"), _ALWAYS) for token in sampling.suppress_tokens]
     if sampling.min_tokens:
         until = occupant.num_prompt_tokens + sampling.min_tokens
         found += [(token, -float("inf"), until) for token in sorted(occupant.stop_ids)]
