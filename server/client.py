@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from specdec.errors import RequestError
-from specdec.request import FinishReason, Request, RequestOutput, TokenLogprob
+from specdec.request import FinishReason, Request, RequestOutput
 from specdec.server.answers import Answer
 from specdec.server.errors import ApiError
-from specdec.server.messages import Abort, Admitted, Decoder, Metrics, Refused, Round, Submit, TellMetrics, encode
+from specdec.server.messages import Abort, Admitted, Decoder, Delta, Metrics, Refused, Round, Submit, TellMetrics, encode
 
 _QUIET_SECONDS = 5.0  # a silent stream is woken after one to two of these; proxies cut one off after a minute, as a rule
 
@@ -66,9 +66,9 @@ class Generation:
         self._raise_failure()
         return [self._parts.pop(index) for index in range(len(self.requests))]
 
-    def add(self, index: int, num_tokens: int, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
+    def add(self, delta: Delta) -> None:
         """Take in what a round gave a request that goes on."""
-        self._part(index).add(num_tokens, text, logprobs)
+        self._part(delta[1]).add(*delta[2:])
         if not self._waits_for_all:
             self._wake()
 
@@ -143,13 +143,19 @@ class EngineClient(asyncio.Protocol):
         """Whether the engine runs."""
         return self._transport is not None
 
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests."""
+        return self.healthy and not self._draining
+
     async def connect(self, sock: socket.socket) -> None:
         """Speak over `sock` from now on."""
         await asyncio.get_running_loop().create_connection(lambda: self, sock=sock)
 
     @asynccontextmanager
-    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[Generation]:
-        """Queue the requests of one call; those that still run when the block ends are aborted.
+    async def generate(self, requests: Sequence[Request], with_ids: bool = False) -> AsyncIterator[Generation]:
+        """Queue the requests of one call; those that still run when the block ends are aborted. with_ids: whether parts of
+        answers bring their tokens.
 
         Raises:
             RequestError: one of them can never be served; none of them runs then.
@@ -160,7 +166,7 @@ class EngineClient(asyncio.Protocol):
         if not self.healthy:
             raise ApiError(503, "The engine has stopped; restart the server.", code="engine_stopped")
         call, generation = next(self._calls), Generation(requests)
-        self._send(Submit(call, generation.requests))
+        self._send(Submit(call, generation.requests, with_ids))
         self._open[call] = generation
         try:
             await generation.admitted
@@ -237,9 +243,9 @@ class EngineClient(asyncio.Protocol):
 
     def _take_round(self, message: Round) -> None:
         self.num_running, self.num_waiting = message.num_running, message.num_waiting
-        for call, index, num_tokens, text, logprobs in message.deltas:
-            if generation := self._open.get(call):
-                generation.add(index, num_tokens, text, logprobs)
+        for delta in message.deltas:
+            if generation := self._open.get(delta[0]):
+                generation.add(delta)
         for call, index, output in message.endings:
             if generation := self._open.get(call):
                 generation.end(index, output)

@@ -135,7 +135,7 @@ class _Worker:
         queued: list[str] = []
         try:
             for index, request in enumerate(message.requests):
-                self._engine.submit(request, self._sink(message.call, index))
+                self._engine.submit(request, self._sink(message.call, index, message.with_ids))
                 queued.append(request.request_id)
         except Exception as error:
             for request_id in queued:
@@ -144,10 +144,12 @@ class _Worker:
         else:
             self._channel.send(Admitted(message.call))
 
-    def _sink(self, call: int, index: int) -> Sink:
+    def _sink(self, call: int, index: int, with_ids: bool) -> Sink:
         def sink(output: RequestOutput) -> None:
             if output.finish_reason is None:
-                self._deltas.append((call, index, len(output.token_ids), output.text, output.logprobs))
+                ids = output.token_ids
+                told = ids if with_ids else ()
+                self._deltas.append((call, index, len(ids), output.text, output.logprobs, told, output.prompt_logprobs))
             else:
                 self._endings.append((call, index, output))
 

@@ -3,6 +3,7 @@
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from specdec.server.routes import get
 from specdec.server.service import SERVICE
 
 
@@ -11,4 +12,4 @@ async def _metrics(request: web.Request) -> web.Response:
     return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-routes = [web.get("/metrics", _metrics)]
+routes = [get("/metrics", _metrics)]

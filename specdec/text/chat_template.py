@@ -26,9 +26,12 @@ def render(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
     special_tokens: Mapping[str, str],
+    variables: Mapping[str, Any],
 ) -> str:
-    """The conversation as text, with the words that open the model's answer. Raises jinja2.TemplateError."""
-    return template.render(messages=messages, tools=tools, documents=None, add_generation_prompt=True, **special_tokens)
+    """The conversation as text, with the words that open the model's answer unless `variables` say otherwise. Raises
+    jinja2.TemplateError, and what else a program may raise."""
+    known = {"documents": None, "add_generation_prompt": True, **special_tokens, **variables}
+    return template.render({**known, "messages": messages, "tools": tools})
 
 
 class _Generation(Extension):

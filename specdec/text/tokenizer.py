@@ -7,6 +7,7 @@ that one rule, so a stream's pieces add up to the decoded whole.
 import codecs
 import functools
 import json
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,7 +72,8 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. Names of special tokens in it become those tokens."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # a batch of one: the library lets other threads run meanwhile, which it does not for a single text
+        ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -87,6 +89,10 @@ class Tokenizer:
             known = self._bytes[token] = b"" if special else _token_bytes(self._backend, self._byte_level, token)
         return known
 
+    def token_text(self, token: int) -> str:
+        """A token as the vocabulary writes it."""
+        return self._backend.id_to_token(token) or ""
+
     @functools.cached_property
     def texts(self) -> "Mapping[int, str | None]":
         """By token: the text that it stands for by itself, None where its bytes are not whole characters."""
@@ -101,21 +107,54 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._template_source is not None
 
-    def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+    @property
+    def chat_template(self) -> str | None:
+        """Its Jinja source."""
+        return self._template_source
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The tokens that have a role, by its name (bos_token, eos_token, ...)."""
+        return self._special_tokens
+
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self._backend.get_vocab()))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        continued: bool = False,
+    ) -> list[int]:
         """Token ids of a conversation up to where the model's answer begins.
 
+        Args:
+            messages: the conversation.
+            tools: what the template may describe.
+            variables: what else the template is given, add_generation_prompt for one.
+            continued: the answer goes on where the text of the last message ends.
+
         Raises:
-            RequestError: the model has no chat template, or its template refuses the messages.
+            RequestError: the model has no chat template, or its template fails on the messages.
         """
         if self._template_source is None:
             raise RequestError("This model has no chat template; use /v1/completions.", param="messages", code="invalid_value")
+        given = dict(variables or {})
+        end = secrets.token_hex(16)  # stands where the last message's text ends
+        if continued:
+            messages = [*messages[:-1], {**messages[-1], "content": f"{messages[-1]['content']}{end}"}]
+            given["add_generation_prompt"] = False
         try:
-            text = render(self._template, messages, tools, self._special_tokens)
-        except (jinja2.TemplateError, TypeError) as error:
+            text = render(self._template, messages, tools, self._special_tokens, given)
+        except Exception as error:  # a template is a program, and fails in every way that programs do
+            said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
             raise RequestError(
-                f"The model's chat template refuses the messages: {error}", param="messages", code="invalid_value"
+                f"The model's chat template refuses the messages: {said}", param="messages", code="invalid_value"
             ) from error
-        return self.encode(text, add_special_tokens=False)
+        return self.encode(text.partition(end)[0] if continued else text, add_special_tokens=False)
 
     @functools.cached_property
     def _template(self) -> jinja2.Template:

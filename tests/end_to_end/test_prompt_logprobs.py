@@ -1,4 +1,4 @@
-"""Log probabilities of a prompt's own tokens: those that the tokens get when they are drawn, bit for bit, however they are read."""
+"""Log probabilities of a prompt's tokens: bit for bit those of the same tokens when they are drawn, however they are read."""
 
 from collections.abc import Iterable
 from typing import Any
