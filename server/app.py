@@ -44,6 +44,7 @@ def app_for(
     api_key: str | None = None,
     served_model_name: str | None = None,
     allowed_origins: Sequence[str] = (),
+    vllm_metrics: bool = False,
 ) -> web.Application:
     """The application that serves the engine of `host`, which runs from its start to its end; `make_runner` runs it.
 
@@ -52,6 +53,7 @@ def app_for(
         api_key: asked of clients as a bearer key, except for probes, /metrics and the page at /.
         served_model_name: the model's name in the API; its own if not given.
         allowed_origins: of web pages that may call it; `*` for all.
+        vllm_metrics: whether metrics are told under vLLM's names too.
     """
     origins = Origins(allowed_origins)
     middlewares = [headers.identify, shape_errors, origins.check] + ([require_key(api_key)] if api_key is not None else [])
@@ -64,6 +66,7 @@ def app_for(
         engine=EngineClient(),
         model_name=served_model_name or host.info.model_name,
         created=int(time.time()),
+        vllm_metrics=vllm_metrics,
     )
     for module in (page, models, chat, completions, tokenize, health, metrics):
         app.add_routes(module.routes)

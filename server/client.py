@@ -6,6 +6,7 @@ Everything here belongs to the event loop.
 import asyncio
 import itertools
 import socket
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -133,8 +134,8 @@ class EngineClient(asyncio.Protocol):
         self._calls = itertools.count()
         self._open: dict[int, Generation] = {}
         self._draining = False
-        self._metrics = b""  # as last told
-        self._scrapes: list[asyncio.Future[None]] = []
+        self._metrics = Metrics(b"", openmetrics=False)  # as last told
+        self._scrapes: deque[asyncio.Future[Metrics]] = deque()  # in the order of the answers
         self._disconnected = asyncio.Event()
         self._looks: asyncio.TimerHandle | None = None
 
@@ -175,14 +176,14 @@ class EngineClient(asyncio.Protocol):
             del self._open[call]
             self._abort(generation)
 
-    async def metrics(self) -> bytes:
-        """The engine's counters in Prometheus' text form; as last told once it has ended."""
-        if self.healthy:
-            scrape = asyncio.get_running_loop().create_future()
-            self._scrapes.append(scrape)
-            self._send(TellMetrics())
-            await scrape
-        return self._metrics
+    async def metrics(self, openmetrics: bool) -> Metrics:
+        """The engine's counters in one form or the other; as last told once it has ended."""
+        if not self.healthy:
+            return self._metrics
+        scrape: asyncio.Future[Metrics] = asyncio.get_running_loop().create_future()
+        self._scrapes.append(scrape)
+        self._send(TellMetrics(openmetrics))
+        return await scrape
 
     def drain(self) -> None:
         """Take no more requests and end those that run, each with what it has."""
@@ -213,7 +214,8 @@ class EngineClient(asyncio.Protocol):
         self._transport = None
         if self._looks is not None:
             self._looks.cancel()
-        self._answer_scrapes()
+        while self._scrapes:
+            self._answer_scrape()
         for generation in self._open.values():
             generation.fail(ApiError(500, "The engine has stopped.", code="engine_stopped"))
         self._disconnected.set()
@@ -237,9 +239,9 @@ class EngineClient(asyncio.Protocol):
             case Refused(call, error):
                 if generation := self._open.get(call):
                     generation.fail(error if isinstance(error, RequestError) else _failure(str(error)))
-            case Metrics(text):
-                self._metrics = text
-                self._answer_scrapes()
+            case Metrics():
+                self._metrics = message
+                self._answer_scrape()
 
     def _take_round(self, message: Round) -> None:
         self.num_running, self.num_waiting = message.num_running, message.num_waiting
@@ -250,11 +252,9 @@ class EngineClient(asyncio.Protocol):
             if generation := self._open.get(call):
                 generation.end(index, output)
 
-    def _answer_scrapes(self) -> None:
-        for scrape in self._scrapes:
-            if not scrape.done():
-                scrape.set_result(None)
-        self._scrapes.clear()
+    def _answer_scrape(self) -> None:
+        if self._scrapes and not (scrape := self._scrapes.popleft()).done():
+            scrape.set_result(self._metrics)
 
     def _abort(self, generation: Generation) -> None:
         if (request_ids := generation.running_ids) and self.healthy:

@@ -60,7 +60,9 @@ class Abort(NamedTuple):
 
 
 class TellMetrics(NamedTuple):
-    """To the engine: say `Metrics`."""
+    """To the engine: say `Metrics`, in one of two forms."""
+
+    openmetrics: bool
 
 
 class Admitted(NamedTuple):
@@ -86,9 +88,10 @@ class Round(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """To the server: the engine's counters in Prometheus' text form."""
+    """To the server: the engine's counters in Prometheus' text form, or in OpenMetrics'."""
 
     text: bytes
+    openmetrics: bool
 
 
 class TaskBegun(NamedTuple):

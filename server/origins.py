@@ -3,33 +3,17 @@
 A page of the server itself may always. Preflights need no key, since browsers send none with them.
 """
 
-import json
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from specdec.errors import ConfigError
 from specdec.server.errors import ApiError
 from specdec.server.headers import EXPOSED
 
 _ALL = "*"
 _KNOWN_SECONDS = "600"  # that a browser need not ask again; browsers cap it between 600 and 86,400
-
-
-def origins(text: str) -> tuple[str, ...]:
-    """Origins as they are typed: with commas, or as a JSON list. ConfigError where one is none."""
-    try:
-        items = json.loads(text) if text.lstrip().startswith("[") else text.split(",")
-    except ValueError as error:
-        raise ConfigError(f"allowed_origins is no JSON list: {error}.") from error
-    found = tuple(str(item).strip().rstrip("/").lower() for item in items if str(item).strip())
-    for origin in found:
-        parts = urlsplit(origin)
-        if origin != _ALL and (not parts.scheme or not parts.netloc or parts.path):
-            raise ConfigError(f"allowed_origins must be {_ALL} or origins such as https://example.org, not {origin!r}.")
-    return found
 
 
 class Origins:

@@ -17,6 +17,7 @@ class Service:
 
     model_name: what clients call it.
     created: when the server was made, in seconds since 1970.
+    vllm_metrics: whether metrics are told under vLLM's names too.
     told: what its clients sent in vain.
     """
 
@@ -24,6 +25,7 @@ class Service:
     engine: EngineClient
     model_name: str
     created: int
+    vllm_metrics: bool = False
     told: Told = field(default_factory=Told)
 
     @property

@@ -2,12 +2,14 @@
 
 import errno
 import functools
+import json
 import logging
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -18,6 +20,7 @@ from specdec.cli.progress import RichProgress
 from specdec.config import EngineConfig
 from specdec.errors import ConfigError
 
+_ALL_ORIGINS = "*"
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _PORT_TAKEN = "Port {port} of {host} is in use by another program; choose another one with --port."
 
@@ -31,6 +34,10 @@ def serve(
         str | None, typer.Option(help="Ask clients for this bearer key.", envvar="SPECDEC_API_KEY", show_envvar=True)
     ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="The model's name in the API.")] = None,
+    allowed_origins: Annotated[
+        str, typer.Option(help="Origins of web pages that may call the server, with commas or as a JSON list; * for all.")
+    ] = "",
+    vllm_metrics: Annotated[bool, typer.Option("--vllm-metrics", help="Give metrics under vLLM's names too.")] = False,
     log_level: Annotated[str, typer.Option(help=f"{', '.join(_LOG_LEVELS)}.")] = "info",
 ) -> None:
     """Serve a model over an OpenAI-compatible API."""
@@ -39,7 +46,22 @@ def serve(
     log = functools.partial(logging.basicConfig, level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     log()
     check_port(host, port)
-    raise typer.Exit(_serve(config, log, host, port, api_key, served_model_name))
+    options = {"api_key": api_key, "allowed_origins": origins(allowed_origins), "vllm_metrics": vllm_metrics}
+    raise typer.Exit(_serve(config, log, host, port, served_model_name, options))
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """Origins as they are typed: with commas, or as a JSON list. ConfigError where one is none."""
+    try:
+        items = json.loads(text) if text.lstrip().startswith("[") else text.split(",")
+    except ValueError as error:
+        raise ConfigError(f"allowed_origins is no JSON list: {error}.") from error
+    found = tuple(str(item).strip().rstrip("/").lower() for item in items if str(item).strip())
+    for origin in found:
+        parts = urlsplit(origin)
+        if origin != _ALL_ORIGINS and (not parts.scheme or not parts.netloc or parts.path):
+            raise ConfigError(f"allowed_origins must be {_ALL_ORIGINS} or origins such as https://example.org, not {origin!r}.")
+    return found
 
 
 def check_port(host: str, port: int) -> None:
@@ -52,9 +74,9 @@ def check_port(host: str, port: int) -> None:
 
 
 def _serve(
-    config: EngineConfig, log: Callable[[], None], host: str, port: int, api_key: str | None, served_model_name: str | None
+    config: EngineConfig, log: Callable[[], None], host: str, port: int, served_model_name: str | None, options: dict[str, Any]
 ) -> int:
-    """The engine in a process of its own, HTTP in this one, which has no need of torch."""
+    """The engine in a process of its own, HTTP in this one, which has no need of torch. options: of `app_for`."""
     from specdec.server.app import app_for  # brings aiohttp, which --help should not wait for
     from specdec.server.app import serve as listen
     from specdec.server.process import EngineEndedError, EngineProcess, build_engine
@@ -65,9 +87,13 @@ def _serve(
         try:
             show(engine.load(RichProgress(console)))
             name = served_model_name or engine.info.model_name
-            app = app_for(engine, api_key=api_key, served_model_name=name)
+            if given := engine.info.sampling_defaults.given():
+                said = ", ".join(f"{field} {value}" for field, value in given.items())
+                show(f"The model's own sampling defaults: {said}   (--generation-config none leaves them out)")
+            app = app_for(engine, served_model_name=name, **options)
             with _explained_address(host, port):
-                listen(app, host, port, functools.partial(show, _greeting(host, port, name, api_key is not None)))
+                greeting = _greeting(host, port, name, options["api_key"] is not None)
+                listen(app, host, port, functools.partial(show, greeting))
         except EngineEndedError as error:
             print(f"specdec: {error}", file=sys.stderr)
             return 1

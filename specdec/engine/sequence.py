@@ -58,7 +58,9 @@ class Sequence:
     admitted: bool = False  # it had a slot once
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # of the prompt's tokens but the first, as far as known
     prompt_told: bool = False  # they are all on their way to the caller
+    started_at: float = 0.0  # when it first had a slot; as the two below, on the same clock as `arrival`
     first_token_at: float | None = None
+    last_token_at: float = 0.0
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     request_id: str = field(init=False)
     num_prompt_tokens: int = field(init=False)

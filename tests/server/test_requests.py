@@ -1,4 +1,4 @@
-"""What requests may ask for beside text: scores of their prompts, token ids, counts, ends, templates, the model's own defaults."""
+"""What requests may ask for beside text: scores of prompts, token ids, counts, ends, templates, the model's own defaults."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -19,13 +19,16 @@ pytestmark = pytest.mark.timeout(60)
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 HELLO: Any = [{"role": "user", "content": "hello"}]
 TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}"
+    "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
     "{% for call in m.tool_calls or [] %}[{{ call.function.name }}:"
     "{% if call.function.arguments is string %}{{ call.function.arguments }}{% else %}"
-    "{% for key, value in call.function.arguments | items %}{{ key }}={{ value }};{% endfor %}{% endif %}]{% endfor %}|{% endfor %}"
+    "{% for key, value in call.function.arguments | items %}{{ key }}={{ value }};{% endfor %}{% endif %}]{% endfor %}|"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}"
     "{% if reasoning_effort %}{{ reasoning_effort }}{% endif %}{% endif %}"
 )
+NO_DEFAULTS = SamplingDefaults()
 Serve = Callable[..., Any]
 
 
@@ -34,7 +37,7 @@ async def serve(engine: FakeEngine) -> AsyncIterator[Serve]:
     """`await serve(template=..., defaults=...)` gives a client of a server with these."""
     clients: list[Client] = []
 
-    async def go(template: str = TEMPLATE, defaults: SamplingDefaults = SamplingDefaults()) -> Client:
+    async def go(template: str = TEMPLATE, defaults: SamplingDefaults = NO_DEFAULTS) -> Client:
         tokenizer = Tokenizer(tiny_tokenizer(), eos_token_ids=[2], chat_template=template)
         client: Client = TestClient(OwnServer(create_app(assembled_with(engine, tokenizer, defaults))))
         await client.start_server()

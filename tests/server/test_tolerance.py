@@ -167,7 +167,8 @@ async def test_seed_minus_one_draws_anew(client: Client, engine: FakeEngine) -> 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 async def test_an_answer_gets_the_room_that_there_is(client: Client, engine: FakeEngine, name: str) -> None:
-    await said(client, **{name: 1_000_000})
+    fields: dict[str, Any] = {name: 1_000_000}
+    await said(client, **fields)
     request = engine.requests[0]
     assert len(request.prompt_ids) + request.sampling.max_tokens == MAX_MODEL_LEN
 
