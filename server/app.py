@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SHUTDOWN_SECONDS = 10.0  # for handlers to send what is left
+# a connection that asks nothing for so long, or never ends its header, is closed; the time is that of nginx's headers
+_SILENT_SECONDS = 60.0
 _HOST = web.AppKey("host", EngineHost)
 
 
@@ -77,7 +79,13 @@ def app_for(
 
 def make_runner(app: web.Application) -> web.AppRunner:
     """Runs `app` so that a handler is cancelled when its client leaves; bodies are decompressed by `specdec.server.bodies`."""
-    return web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_SECONDS, auto_decompress=False)
+    return web.AppRunner(
+        app,
+        handler_cancellation=True,
+        shutdown_timeout=_SHUTDOWN_SECONDS,
+        keepalive_timeout=_SILENT_SECONDS,
+        auto_decompress=False,
+    )
 
 
 def serve(app: web.Application, host: str, port: int, on_ready: Callable[[], None] = lambda: None) -> None:
