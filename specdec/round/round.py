@@ -95,6 +95,8 @@ class Round:
         self.forward = forward
         self.slots = slots
         self.drafting = Drafting(drafters, max_depth, forward.model.device)
+        shared = {name for drafter in drafters for name in getattr(drafter, "shared_names", ())}
+        self._shared = sum(1 << bit for bit, name in enumerate(self.drafting.names.names) if name in shared)
         self._rule = rule
         self._entries = entries
         self.fixed_shapes = fixed_shapes
@@ -139,9 +141,11 @@ class Round:
             slot: its number.
             occupant: the sequence.
             allowed: bits of the drafters' names that it may use.
-            group: whose it is; what drafters learn from one group is not offered to another.
+            group: see `specdec.draft.protocol.Starter`.
         """
         self._last_key = None
+        if group:
+            allowed &= ~self._shared
         self.slots.enter(slot, occupant, allowed, allowed != (1 << len(self.drafting.names.names)) - 1)
         self.caches.enter(slot, occupant.position, occupant.mark)
         starter = Starter(occupant.tokens, occupant.num_prompt_tokens, occupant.sampling, occupant.prediction_ids, group)

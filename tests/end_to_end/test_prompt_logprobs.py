@@ -139,3 +139,19 @@ def test_a_salt_keeps_its_prefixes_apart(stage: Stage) -> None:
     assert (hits("a"), hits("b"), hits("")) == (0, 0, 0)
     known = len(LONG) // stage.page_size * stage.page_size
     assert (hits("a"), hits("b"), hits("")) == (known, known, known)
+
+
+def test_a_salt_keeps_what_drafters_learn_apart(stage: Stage) -> None:
+    """Neither do its answers reach others, nor those of others it."""
+    llm = stage.llm(drafters=("suffix",), adaptive=False)
+
+    def drafted(number: int, salt: str) -> int:
+        sampling = SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True)
+        request = Request(request_id=str(number), prompt_ids=LONG, cache_salt=salt, sampling=sampling)
+        stats = outputs(llm, [request])[-1].stats
+        assert stats is not None
+        return stats.drafted_by_drafter.get("suffix", 0)
+
+    assert drafted(0, "a") == drafted(1, "") == 0
+    assert drafted(2, "") > 0
+    assert drafted(3, "a") == drafted(4, "b") == 0
