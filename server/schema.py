@@ -27,7 +27,10 @@ from specdec.server.tolerance import asks_nothing, refusal
 _MAX_CHOICES = 128
 _MAX_STOPS = 16
 _INVALID = "invalid_value"
-_TEXT_PARTS = ("text", "input_text", "output_text")  # as one or the other of OpenAI's APIs names them
+# where the text is, by the type that one or the other API gives to a part
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+_THOUGHT_PARTS = ("thinking", "redacted_thinking", "reasoning")  # that clients keep in their history
+_ENDLESS = 2**31  # more than any vocabulary has, and as much as tokenizers take
 _RESERVED = ("messages", "tools", "tokenize", "chat_template", "continue_final_message")  # words of `apply_chat_template`
 
 
@@ -39,12 +42,18 @@ def _joined(value: object, info: ValidationInfo) -> object:
 def _part(part: object, info: ValidationInfo) -> str:
     if isinstance(part, str):
         return part
-    if not isinstance(part, dict) or part.get("type", "text") not in _TEXT_PARTS or "text" not in part:
+    kind = part.get("type", "text") if isinstance(part, dict) else None
+    if kind in _THOUGHT_PARTS:
+        _tell(info, "content", (kind,))
+        return ""
+    place = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
+    if not isinstance(part, dict) or place not in part:
         raise ValueError('only text parts are supported: {"type": "text", "text": "..."}.')
-    if not isinstance(part["text"], str):
+    if not isinstance(part[place], str):
         raise ValueError("the text of a part must be a string.")
-    _tell(info, "content", (name for name in part if name not in ("type", "text")))
-    return part["text"]
+    _tell(info, "content", (name for name in part if name not in ("type", place)))
+    text: str = part[place]
+    return text
 
 
 def _tell(info: ValidationInfo, place: str, names: Iterable[str]) -> None:
@@ -94,7 +103,12 @@ def _ids(value: object) -> list[int] | None:
     if not isinstance(value, list):
         return None
     ids = [_whole(item) for item in value]
-    return ids if all(type(item) is int for item in ids) else None  # type: ignore[return-value]
+    if not all(type(item) is int for item in ids):
+        return None
+    for item in ids:
+        if not 0 <= item < _ENDLESS:  # type: ignore[operator]
+            raise ValueError(f"names token {item}, but token ids are 0 or more, and less than the vocabulary has.")
+    return ids  # type: ignore[return-value]
 
 
 def _template_variables(value: dict[str, Any]) -> dict[str, Any]:

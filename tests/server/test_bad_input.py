@@ -156,6 +156,8 @@ COMPLETION_ONLY: list[Case] = [
     ({"prompt": [True]}, "prompt", "list of"),
     ({"prompt": [99999]}, "prompt", "99999"),
     ({"prompt": [-1]}, "prompt", "-1"),
+    ({"prompt": [10**30], "echo": True}, "prompt", str(10**30)),
+    ({"prompt": [[40], [-1]], "echo": True, "logprobs": 1}, "prompt", "-1"),
     ({"messages": [{"role": "user", "content": "hello"}]}, "messages", "messages"),
     ({"logprobs": True}, "logprobs", "integer"),
     ({"logprobs": 21}, "logprobs", "20"),

@@ -115,6 +115,17 @@ async def test_text_parts_may_have_more_keys(client: Client, engine: FakeEngine,
     assert engine.requests[0].prompt_ids == tuple(tokenizer.chat(HELLO["messages"]))
 
 
+async def test_parts_of_earlier_answers(client: Client, engine: FakeEngine, tokenizer: Tokenizer) -> None:
+    parts = [
+        {"type": "thinking", "thinking": "hm"},
+        {"type": "output_text", "text": "so "},
+        {"type": "refusal", "refusal": "no"},
+    ]
+    told, _ = await said(client, messages=[{"role": "assistant", "content": parts}, *HELLO["messages"]])
+    assert told == "content.thinking"
+    assert tokenizer.decode(engine.requests[0].prompt_ids).startswith("assistant\nso no\n")
+
+
 async def test_the_log_hears_of_a_field_once(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "specdec.server")
     for _ in range(3):
