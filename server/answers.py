@@ -62,6 +62,10 @@ class Answer:
         return None if self.last is None else self.last.stop_reason
 
     @property
+    def num_prompt_tokens(self) -> int:
+        return 0 if self.last is None else self.last.num_prompt_tokens
+
+    @property
     def num_cached_tokens(self) -> int:
         return 0 if self.last is None else self.last.num_cached_tokens
 

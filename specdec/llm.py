@@ -20,6 +20,7 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # of the prompt's tokens but the first, when asked for
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
@@ -39,6 +40,7 @@ class Completion:
         self.token_ids += output.token_ids
         self.text += output.text
         self.logprobs += output.logprobs
+        self.prompt_logprobs += output.prompt_logprobs or ()
         self.num_prompt_tokens, self.num_cached_tokens = output.num_prompt_tokens, output.num_cached_tokens
         if output.finish_reason is not None:
             self.finish_reason, self.stop_reason, self.seconds = output.finish_reason, output.stop_reason, elapsed
