@@ -2,25 +2,23 @@
 
 import errno
 import functools
-import json
 import logging
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 
 from specdec.cli import info
 from specdec.cli.options import takes_engine
+from specdec.cli.origins import origins
 from specdec.cli.progress import RichProgress
 from specdec.config import EngineConfig
 from specdec.errors import ConfigError
 
-_ALL_ORIGINS = "*"
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _PORT_TAKEN = "Port {port} of {host} is in use by another program; choose another one with --port."
 
@@ -48,20 +46,6 @@ def serve(
     check_port(host, port)
     options = {"api_key": api_key, "allowed_origins": origins(allowed_origins), "vllm_metrics": vllm_metrics}
     raise typer.Exit(_serve(config, log, host, port, served_model_name, options))
-
-
-def origins(text: str) -> tuple[str, ...]:
-    """Origins as they are typed: with commas, or as a JSON list. ConfigError where one is none."""
-    try:
-        items = json.loads(text) if text.lstrip().startswith("[") else text.split(",")
-    except ValueError as error:
-        raise ConfigError(f"allowed_origins is no JSON list: {error}.") from error
-    found = tuple(str(item).strip().rstrip("/").lower() for item in items if str(item).strip())
-    for origin in found:
-        parts = urlsplit(origin)
-        if origin != _ALL_ORIGINS and (not parts.scheme or not parts.netloc or parts.path):
-            raise ConfigError(f"allowed_origins must be {_ALL_ORIGINS} or origins such as https://example.org, not {origin!r}.")
-    return found
 
 
 def check_port(host: str, port: int) -> None:
