@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from specdec.server import app as app_module
-from specdec.server.service import SERVICE
 from specdec.text.tokenizer import Tokenizer
 from tests.server.conftest import Client, Poll, Start
 from tests.server.fake_engine import ANSWER, MAX_MODEL_LEN, MODEL, FakeEngine, Script
@@ -165,8 +164,7 @@ async def test_probes(client: Client, engine: FakeEngine, poll: Poll) -> None:
     for path in ("/health", "/ready", "/ping"):
         assert (await client.get(path)).status == 200
     assert (await client.post("/ping")).status == 200
-    service = client.app[SERVICE]
-    service.engine.drain()
+    await client.app.shutdown()
     assert (await client.get("/health")).status == 200
     ready = await client.get("/ready")
     assert (ready.status, (await ready.json())["status"]) == (503, "shutting down")
