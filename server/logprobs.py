@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from specdec.request import TokenLogprob
+from specdec.request import MAX_TOP_LOGPROBS, TokenLogprob
 from specdec.text.tokenizer import Tokenizer
 
 _LOWEST = -9999.0  # stands for minus infinity, which JSON cannot say
@@ -35,7 +35,11 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprob]) -> dict
 
 
 def completion_logprobs(
-    tokenizer: Tokenizer, entries: Sequence[TokenLogprob], start: int, top: int, first_token: int | None = None
+    tokenizer: Tokenizer,
+    entries: Sequence[TokenLogprob],
+    start: int,
+    top: int = MAX_TOP_LOGPROBS,
+    first_token: int | None = None,
 ) -> dict[str, Any]:
     """`choices[].logprobs` of a text completion.
 
