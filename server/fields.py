@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from specdec.request import MAX_TOP_LOGPROBS
 
 _MAX_STOPS = 16
+_MOST_STOPPING = 256  # characters of a stop string: every token is held against all that one may begin with
 # where the text is, by the type that one or the other API gives to a part
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _THOUGHT_PARTS = ("thinking", "redacted_thinking", "reasoning")  # that clients keep in their history
@@ -107,6 +108,8 @@ Limit = Annotated[Whole | None, _unset(-1)]
 NumLogprobs = Annotated[Whole, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None
 Seed = Annotated[Annotated[Whole, Field(ge=-(2**63), le=2**64 - 1)] | None, _unset(-1)]
 Prompts = Annotated[Any, AfterValidator(_prompts)]  # list[str | list[int]] once checked
-Stops = Annotated[list[str], Field(max_length=_MAX_STOPS), BeforeValidator(_one_or_list)]
+Stops = Annotated[
+    list[Annotated[str, Field(max_length=_MOST_STOPPING)]], Field(max_length=_MAX_STOPS), BeforeValidator(_one_or_list)
+]
 Biases = Annotated[dict[int, float], BeforeValidator(_token_keys)]
 Variables = Annotated[dict[str, Any], AfterValidator(_template_variables)]

@@ -64,6 +64,7 @@ BOTH: list[Case] = [
     ({"seed": 2**64}, "seed", "seed"),
     ({"stop": ["x", ""]}, "stop", "non-empty"),
     ({"stop": [str(i) for i in range(17)]}, "stop", "16"),
+    ({"stop": ["x", "y" * 257]}, "stop[1]", "256 characters"),
     ({"stop": 5}, "stop", "stop"),
     ({"stop": ["x", 5]}, "stop[1]", "string"),
     ({"stop_token_ids": [99999]}, "stop_token_ids", "99999"),
