@@ -9,25 +9,39 @@ from specdec.request import FinishReason, RequestOutput, SpeculationStats, Token
 class Answer:
     """The whole answer to a request, or a part of it: however many outputs it came in, it is joined here.
 
+    token_ids: where the call wants them. prompt_logprobs: of the prompt's tokens but the first, where the request wants them.
     last: the request's last output, once it has come; it has the counts and how the answer ended.
     """
 
     num_tokens: int = 0
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     last: RequestOutput | None = None
 
-    def add(self, num_tokens: int, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
+    def add(
+        self,
+        num_tokens: int,
+        text: str,
+        logprobs: tuple[TokenLogprob, ...],
+        token_ids: tuple[int, ...] = (),
+        prompt_logprobs: tuple[TokenLogprob, ...] | None = None,
+    ) -> None:
         """Take in what a round gave."""
         self.num_tokens += num_tokens
         if text:
             self.texts.append(text)
         if logprobs:
             self.logprobs += logprobs
+        if token_ids:
+            self.token_ids += token_ids
+        if prompt_logprobs is not None:
+            self.prompt_logprobs = prompt_logprobs
 
     def end(self, output: RequestOutput) -> None:
         """Take in the last output."""
-        self.add(len(output.token_ids), output.text, output.logprobs)
+        self.add(len(output.token_ids), output.text, output.logprobs, output.token_ids, output.prompt_logprobs)
         self.last = output
 
     def count(self, part: "Answer") -> None:

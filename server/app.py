@@ -10,18 +10,20 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from specdec.server import headers
 from specdec.server.auth import require_key
 from specdec.server.client import EngineClient
 from specdec.server.errors import MAX_BODY_BYTES, shape_errors
 from specdec.server.hosts import EngineHost, EngineThread
+from specdec.server.origins import Origins
 from specdec.server.process import EngineEndedError
 from specdec.server.record import AccessLines
-from specdec.server.routes import chat, completions, health, metrics, models
+from specdec.server.routes import chat, completions, health, metrics, models, page, tokenize
 from specdec.server.service import SERVICE, Service
 
 if TYPE_CHECKING:
@@ -29,32 +31,47 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SHUTDOWN_SECONDS = 10.0  # for handlers to send what is left
+# a connection that asks nothing for so long, or never ends its header, is closed; the time is that of nginx's headers
+_SILENT_SECONDS = 60.0
 _HOST = web.AppKey("host", EngineHost)
 
 
-def create_app(assembled: "Assembled", *, api_key: str | None = None, served_model_name: str | None = None) -> web.Application:
+def create_app(assembled: "Assembled", **options: Any) -> web.Application:
     """The application that serves `assembled` from a thread of this process: see `app_for`; nobody else may step its engine."""
-    return app_for(EngineThread(assembled), api_key=api_key, served_model_name=served_model_name)
+    return app_for(EngineThread(assembled), **options)
 
 
-def app_for(host: EngineHost, *, api_key: str | None = None, served_model_name: str | None = None) -> web.Application:
-    """The application that serves the engine of `host`, which runs from the application's start to its end.
+def app_for(
+    host: EngineHost,
+    *,
+    api_key: str | None = None,
+    served_model_name: str | None = None,
+    allowed_origins: Sequence[str] = (),
+    vllm_metrics: bool = False,
+) -> web.Application:
+    """The application that serves the engine of `host`, which runs from its start to its end; `make_runner` runs it.
 
     Args:
         host: see `specdec.server.process.EngineProcess`.
-        api_key: asked of clients as a bearer key, except for /health and /metrics.
+        api_key: asked of clients as a bearer key, except for probes, /metrics and the page at /.
         served_model_name: the model's name in the API; its own if not given.
+        allowed_origins: of web pages that may call it; `*` for all.
+        vllm_metrics: whether metrics are told under vLLM's names too.
     """
-    middlewares = [shape_errors] if api_key is None else [shape_errors, require_key(api_key)]
+    origins = Origins(allowed_origins)
+    middlewares = [headers.identify, shape_errors, origins.check] + ([require_key(api_key)] if api_key is not None else [])
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
+    app.on_response_prepare.append(headers.mark)
+    app.on_response_prepare.append(origins.mark)
     app[_HOST] = host
     app[SERVICE] = Service(
         info=host.info,
         engine=EngineClient(),
         model_name=served_model_name or host.info.model_name,
         created=int(time.time()),
+        vllm_metrics=vllm_metrics,
     )
-    for module in (models, chat, completions, health, metrics):
+    for module in (page, models, chat, completions, tokenize, health, metrics):
         app.add_routes(module.routes)
     app.cleanup_ctx.append(_connected)
     app.on_shutdown.append(_shut_down)
@@ -62,8 +79,15 @@ def app_for(host: EngineHost, *, api_key: str | None = None, served_model_name: 
 
 
 def make_runner(app: web.Application) -> web.AppRunner:
-    """Runs `app` so that a handler is cancelled when its client leaves."""
-    return web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_SECONDS, access_log_class=AccessLines)
+    """Runs `app` so that a handler is cancelled when its client leaves; bodies are decompressed by `specdec.server.bodies`."""
+    return web.AppRunner(
+        app,
+        handler_cancellation=True,
+        shutdown_timeout=_SHUTDOWN_SECONDS,
+        keepalive_timeout=_SILENT_SECONDS,
+        auto_decompress=False,
+        access_log_class=AccessLines,
+    )
 
 
 def serve(

@@ -6,8 +6,10 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from specdec.server.errors import ApiError
+from specdec.server.paths import tidy
 
-_OPEN_PATHS = frozenset({"/health", "/metrics"})  # probes and scrapers carry no key
+# probes, scrapers and people who look at the page carry no key
+_OPEN_PATHS = frozenset({"/", "/health", "/ready", "/ping", "/metrics"})
 
 
 def require_key(api_key: str) -> Middleware:
@@ -17,7 +19,7 @@ def require_key(api_key: str) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        if request.path not in _OPEN_PATHS and not hmac.compare_digest(given, expected):
+        if tidy(request.path) not in _OPEN_PATHS and not hmac.compare_digest(given, expected):
             raise ApiError(
                 401,
                 "The API key is wrong or missing; send it as 'Authorization: Bearer KEY'.",

@@ -6,14 +6,15 @@ Everything here belongs to the event loop.
 import asyncio
 import itertools
 import socket
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from specdec.errors import RequestError
-from specdec.request import FinishReason, Request, RequestOutput, TokenLogprob
+from specdec.request import FinishReason, Request, RequestOutput
 from specdec.server.answers import Answer
 from specdec.server.errors import ApiError
-from specdec.server.messages import Abort, Admitted, Decoder, Metrics, Refused, Round, Submit, TellMetrics, encode
+from specdec.server.messages import Abort, Admitted, Decoder, Delta, Metrics, Refused, Round, Submit, TellMetrics, encode
 from specdec.server.record import CallRecord
 
 _QUIET_SECONDS = 5.0  # a silent stream is woken after one to two of these; proxies cut one off after a minute, as a rule
@@ -70,9 +71,9 @@ class Generation:
         self._record.take(self._parts.values())
         return [self._parts.pop(index) for index in range(len(self.requests))]
 
-    def add(self, index: int, num_tokens: int, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
+    def add(self, delta: Delta) -> None:
         """Take in what a round gave a request that goes on."""
-        self._part(index).add(num_tokens, text, logprobs)
+        self._part(delta[1]).add(*delta[2:])
         if not self._waits_for_all:
             self._wake()
 
@@ -145,8 +146,8 @@ class EngineClient(asyncio.Protocol):
         self._calls = itertools.count()
         self._open: dict[int, Generation] = {}
         self._draining = False
-        self._metrics = b""  # as last told
-        self._scrapes: list[asyncio.Future[None]] = []
+        self._metrics = Metrics(b"", openmetrics=False)  # as last told
+        self._scrapes: deque[asyncio.Future[Metrics]] = deque()  # in the order of the answers
         self._disconnected = asyncio.Event()
         self._emptied = asyncio.Event()  # no call is open any more
         self._looks: asyncio.TimerHandle | None = None
@@ -156,13 +157,19 @@ class EngineClient(asyncio.Protocol):
         """Whether the engine runs."""
         return self._transport is not None
 
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests."""
+        return self.healthy and not self._draining
+
     async def connect(self, sock: socket.socket) -> None:
         """Speak over `sock` from now on."""
         await asyncio.get_running_loop().create_connection(lambda: self, sock=sock)
 
     @asynccontextmanager
-    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[Generation]:
-        """Queue the requests of one call; those that still run when the block ends are aborted.
+    async def generate(self, requests: Sequence[Request], with_ids: bool = False) -> AsyncIterator[Generation]:
+        """Queue the requests of one call; those that still run when the block ends are aborted. with_ids: whether parts of
+        answers bring their tokens.
 
         Raises:
             RequestError: one of them can never be served; none of them runs then.
@@ -173,7 +180,7 @@ class EngineClient(asyncio.Protocol):
         if not self.healthy:
             raise ApiError(503, "The engine has stopped; restart the server.", code="engine_stopped")
         call, generation, refusal = next(self._calls), Generation(requests), None
-        self._send(Submit(call, generation.requests))
+        self._send(Submit(call, generation.requests, with_ids))
         self._open[call] = generation
         try:
             await generation.admitted
@@ -188,14 +195,14 @@ class EngineClient(asyncio.Protocol):
             if not self._open:
                 self._emptied.set()
 
-    async def metrics(self) -> bytes:
-        """The engine's counters in Prometheus' text form; as last told once it has ended."""
-        if self.healthy:
-            scrape = asyncio.get_running_loop().create_future()
-            self._scrapes.append(scrape)
-            self._send(TellMetrics())
-            await scrape
-        return self._metrics
+    async def metrics(self, openmetrics: bool) -> Metrics:
+        """The engine's counters in one form or the other; as last told once it has ended."""
+        if not self.healthy:
+            return self._metrics
+        scrape: asyncio.Future[Metrics] = asyncio.get_running_loop().create_future()
+        self._scrapes.append(scrape)
+        self._send(TellMetrics(openmetrics))
+        return await scrape
 
     async def drain(self, seconds: float) -> None:
         """Take no more requests, and wait until those that run have ended, for at most so long."""
@@ -235,7 +242,8 @@ class EngineClient(asyncio.Protocol):
         self._transport = None
         if self._looks is not None:
             self._looks.cancel()
-        self._answer_scrapes()
+        while self._scrapes:
+            self._answer_scrape()
         for generation in self._open.values():
             generation.fail(ApiError(500, "The engine has stopped.", code="engine_stopped"))
         self._disconnected.set()
@@ -259,24 +267,22 @@ class EngineClient(asyncio.Protocol):
             case Refused(call, error):
                 if generation := self._open.get(call):
                     generation.fail(error if isinstance(error, RequestError) else _failure(str(error)))
-            case Metrics(text):
-                self._metrics = text
-                self._answer_scrapes()
+            case Metrics():
+                self._metrics = message
+                self._answer_scrape()
 
     def _take_round(self, message: Round) -> None:
         self.num_running, self.num_waiting = message.num_running, message.num_waiting
-        for call, index, num_tokens, text, logprobs in message.deltas:
-            if generation := self._open.get(call):
-                generation.add(index, num_tokens, text, logprobs)
+        for delta in message.deltas:
+            if generation := self._open.get(delta[0]):
+                generation.add(delta)
         for call, index, output in message.endings:
             if generation := self._open.get(call):
                 generation.end(index, output)
 
-    def _answer_scrapes(self) -> None:
-        for scrape in self._scrapes:
-            if not scrape.done():
-                scrape.set_result(None)
-        self._scrapes.clear()
+    def _answer_scrape(self) -> None:
+        if self._scrapes and not (scrape := self._scrapes.popleft()).done():
+            scrape.set_result(self._metrics)
 
     def _abort(self, generation: Generation) -> None:
         if (request_ids := generation.running_ids) and self.healthy:

@@ -81,5 +81,10 @@ def _from_http(request: web.Request, error: web.HTTPException) -> ApiError:
     if error.status == 404:
         return ApiError(404, f"There is no {request.method} {request.path} on this server.", code="not_found")
     if error.status == 413:
-        return ApiError(413, f"The request's body is larger than {MAX_BODY_BYTES >> 20} MB.", code="request_too_large")
+        return too_large()
     return ApiError(error.status, error.text or error.reason)
+
+
+def too_large() -> ApiError:
+    """The refusal of a body with too many bytes."""
+    return ApiError(413, f"The request's body is larger than {MAX_BODY_BYTES >> 20} MB.", code="request_too_large")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from specdec.errors import SpecdecError
-from specdec.request import Request, RequestOutput, TokenLogprob
+from specdec.request import Request, RequestOutput, SamplingDefaults, TokenLogprob
 from specdec.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 _LENGTH_BYTES = 8
 
-# What a round gave a request that goes on: call, index in the call, number of tokens, text, logprobs. A plain tuple, since
-# there is one for every token and a class of its own would take ten times as long to pickle.
-Delta = tuple[int, int, int, str, tuple[TokenLogprob, ...]]
+# What a round gave a request that goes on: call, index in the call, number of tokens, text, logprobs, the tokens where the
+# call wants them, the prompt's logprobs where these are complete. A plain tuple, since there is one for every token and a
+# class of its own would take ten times as long to pickle.
+Delta = tuple[int, int, int, str, tuple[TokenLogprob, ...], tuple[int, ...], tuple[TokenLogprob, ...] | None]
 Ending = tuple[int, int, RequestOutput]  # call, index in the call, the last output
 
 
@@ -30,18 +31,26 @@ class EngineInfo:
     dtype: str
     max_model_len: int
     tokenizer: Tokenizer
+    sampling_defaults: SamplingDefaults
 
     @staticmethod
     def of(assembled: "Assembled") -> "EngineInfo":
         """That of an engine in this process."""
-        return EngineInfo(assembled.model_name, assembled.dtype, assembled.engine.max_model_len, assembled.tokenizer)
+        return EngineInfo(
+            model_name=assembled.model_name,
+            dtype=assembled.dtype,
+            max_model_len=assembled.engine.max_model_len,
+            tokenizer=assembled.tokenizer,
+            sampling_defaults=assembled.sampling_defaults,
+        )
 
 
 class Submit(NamedTuple):
-    """To the engine: queue the requests of a call, all of them or none."""
+    """To the engine: queue the requests of a call, all of them or none. with_ids: whether deltas bring their tokens."""
 
     call: int
     requests: tuple[Request, ...]
+    with_ids: bool = False
 
 
 class Abort(NamedTuple):
@@ -51,7 +60,9 @@ class Abort(NamedTuple):
 
 
 class TellMetrics(NamedTuple):
-    """To the engine: say `Metrics`."""
+    """To the engine: say `Metrics`, in one of two forms."""
+
+    openmetrics: bool
 
 
 class Admitted(NamedTuple):
@@ -77,9 +88,10 @@ class Round(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """To the server: the engine's counters in Prometheus' text form."""
+    """To the server: the engine's counters in Prometheus' text form, or in OpenMetrics'."""
 
     text: bytes
+    openmetrics: bool
 
 
 class TaskBegun(NamedTuple):

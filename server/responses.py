@@ -27,11 +27,30 @@ class Reply:
         """The body of a response that is not streamed."""
         choices = [self.choices.whole(index, answer) for index, answer in enumerate(answers)]
         body = self._envelope(self.choices.whole_object, choices)
-        return body | {"usage": usage(answers, self.call.n)} | metrics(answers)
+        return body | {"usage": self.usage(answers)} | metrics(answers) | self.choices.head(answers[0])
 
     def chunk(self, choice: dict[str, Any] | None) -> dict[str, Any]:
         """The body of one event of a stream."""
         return self._envelope(self.choices.chunk_object, [] if choice is None else [choice])
+
+    def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Token counts so far; a prompt counts once, however many choices it has."""
+        prompt = self.call.num_prompt_tokens
+        completion = sum(answer.num_tokens for answer in answers)
+        drafted = sum(answer.stats.drafted_by_drafter.get(_PREDICTION, 0) for answer in answers)
+        accepted = sum(answer.stats.accepted_by_drafter.get(_PREDICTION, 0) for answer in answers)
+        cached = sum(answer.num_cached_tokens for answer in answers[:: self.call.n])
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": accepted,
+                "rejected_prediction_tokens": drafted - accepted,
+                "reasoning_tokens": 0,
+            },
+        }
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -42,25 +61,6 @@ class Reply:
             "system_fingerprint": self.service.fingerprint,
             "choices": choices,
         }
-
-
-def usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:
-    """Token counts; a prompt counts once, however many choices it has."""
-    prompt = sum(answer.num_prompt_tokens for answer in answers[::n])
-    completion = sum(answer.num_tokens for answer in answers)
-    drafted = sum(answer.stats.drafted_by_drafter.get(_PREDICTION, 0) for answer in answers)
-    accepted = sum(answer.stats.accepted_by_drafter.get(_PREDICTION, 0) for answer in answers)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(answer.num_cached_tokens for answer in answers[::n])},
-        "completion_tokens_details": {
-            "accepted_prediction_tokens": accepted,
-            "rejected_prediction_tokens": drafted - accepted,
-            "reasoning_tokens": 0,
-        },
-    }
 
 
 def metrics(answers: Sequence[Answer]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import socket
 from typing import TYPE_CHECKING
 
 from prometheus_client import generate_latest
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 
 from specdec.engine.sequence import Sink
 from specdec.errors import RequestError, RoundError
@@ -47,7 +49,7 @@ def serve_engine(engine: "Engine", sock: socket.socket) -> None:
         try:
             worker.run()
         finally:
-            worker.tell_metrics()  # for those who scrape a server whose engine has failed
+            worker.tell_metrics(openmetrics=False)  # for those who scrape a server whose engine has failed
 
 
 class _Channel:
@@ -117,9 +119,14 @@ class _Worker:
             idle = not self._engine.step()
             self._tell()
 
-    def tell_metrics(self) -> None:
-        """Send the engine's counters."""
-        self._channel.send(Metrics(generate_latest(self._engine.metrics.registry)))
+    def tell_metrics(self, openmetrics: bool) -> None:
+        """Send the engine's counters, in one form or the other."""
+        registry = self._engine.metrics.registry
+        # colons are legal in names of either form, but this library keeps them in one of them by this word alone
+        text = generate_latest(registry)
+        if openmetrics:
+            text = openmetrics_text(registry, escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]
+        self._channel.send(Metrics(text, openmetrics))
 
     def _obey(self, message: object) -> None:
         match message:
@@ -128,14 +135,14 @@ class _Worker:
             case Abort(request_ids):
                 for request_id in request_ids:
                     self._engine.abort(request_id)
-            case TellMetrics():
-                self.tell_metrics()
+            case TellMetrics(openmetrics):
+                self.tell_metrics(openmetrics)
 
     def _submit(self, message: Submit) -> None:
         queued: list[str] = []
         try:
             for index, request in enumerate(message.requests):
-                self._engine.submit(request, self._sink(message.call, index))
+                self._engine.submit(request, self._sink(message.call, index, message.with_ids))
                 queued.append(request.request_id)
         except Exception as error:
             for request_id in queued:
@@ -144,10 +151,12 @@ class _Worker:
         else:
             self._channel.send(Admitted(message.call))
 
-    def _sink(self, call: int, index: int) -> Sink:
+    def _sink(self, call: int, index: int, with_ids: bool) -> Sink:
         def sink(output: RequestOutput) -> None:
             if output.finish_reason is None:
-                self._deltas.append((call, index, len(output.token_ids), output.text, output.logprobs))
+                ids = output.token_ids
+                told = ids if with_ids else ()
+                self._deltas.append((call, index, len(ids), output.text, output.logprobs, told, output.prompt_logprobs))
             else:
                 self._endings.append((call, index, output))
 

@@ -35,6 +35,7 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # of the prompt's tokens but the first, when asked for
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None  # why there is no whole answer, with FinishReason.ERROR
@@ -60,6 +61,7 @@ class Completion:
         self.token_ids += output.token_ids
         self.text += output.text
         self.logprobs += output.logprobs
+        self.prompt_logprobs += output.prompt_logprobs or ()
         self.num_prompt_tokens, self.num_cached_tokens = output.num_prompt_tokens, output.num_cached_tokens
         if output.finish_reason is not None:
             self.finish_reason, self.stop_reason, self.seconds = output.finish_reason, output.stop_reason, elapsed
@@ -165,7 +167,11 @@ class LLM:
         if isinstance(prompt, Request):
             return prompt if sampling is None else replace(prompt, sampling=sampling)
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else map(int, prompt)
-        return Request(request_id=self._new_id(), prompt_ids=tuple(ids), sampling=sampling or SamplingParams())
+        return Request(
+            request_id=self._new_id(),
+            prompt_ids=tuple(ids),
+            sampling=sampling or SamplingParams(**self.sampling_defaults.given()),
+        )
 
     def _chat_request(self, messages: Messages, sampling: SamplingParams | None) -> Request:
         return self._request(tuple(self.tokenizer.chat(messages)), sampling)

@@ -11,7 +11,8 @@ from specdec.errors import RequestError
 
 MAX_TOP_LOGPROBS = 20
 _SEED_BITS = 63
-_MAX_SEED = 2**_SEED_BITS - 1
+_GREEDY_BELOW = 1e-5  # a temperature under which the noise decides only between logits that differ by less than 1e-3
+_LEAST_REPETITION_PENALTY = 0.01  # logits are divided by it, and far smaller ones leave float32's range
 
 
 class FinishReason(StrEnum):
@@ -44,9 +45,11 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     suppress_tokens: Sequence[int] = ()  # never emitted
     min_tokens: int = 0  # stop tokens are forbidden, stop strings are not looked for, until then
-    max_tokens: int = 16
+    max_tokens: int = 16  # 0: the prompt is read, and nothing is drawn
     ignore_eos: bool = False
+    include_stop_str_in_output: bool = False  # the text ends with what stopped it
     logprobs: int | None = None  # None: none; 0: the token's own; n: also the n most likely
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens, given their predecessors
     n: int = 1  # answers to one prompt; `specdec.llm` makes a request for each of them, and the engine answers one
 
     def __post_init__(self) -> None:
@@ -60,7 +63,10 @@ class SamplingParams:
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
         _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")
         _require(0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "between 0 and 1")
-        _require(0.0 < self.repetition_penalty <= 10.0, "repetition_penalty", self.repetition_penalty, "above 0, at most 10")
+        least = _LEAST_REPETITION_PENALTY
+        _require(
+            least <= self.repetition_penalty <= 10.0, "repetition_penalty", self.repetition_penalty, f"between {least} and 10"
+        )
         _require(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", self.presence_penalty, "between -2 and 2")
         _require(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", self.frequency_penalty, "between -2 and 2")
         for token, bias in self.logit_bias.items():
@@ -69,16 +75,16 @@ class SamplingParams:
         for token in self.suppress_tokens:
             _require(token >= 0, "suppress_tokens", token, "token ids of 0 or more")
         _require(0 <= self.seed < 1 << _SEED_BITS, "seed", self.seed, "between 0 and 2**63-1")
-        _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
+        _require(self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")
         _require(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "between 0 and max_tokens")
         _require(all(self.stop), "stop", self.stop, "non-empty strings")
-        if self.logprobs is not None:
-            _require(0 <= self.logprobs <= MAX_TOP_LOGPROBS, "logprobs", self.logprobs, f"between 0 and {MAX_TOP_LOGPROBS}")
+        for name, wanted in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            _require(wanted is None or 0 <= wanted <= MAX_TOP_LOGPROBS, name, wanted, f"between 0 and {MAX_TOP_LOGPROBS}")
 
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
-        return self.temperature == 0.0
+        return self.temperature < _GREEDY_BELOW
 
     @property
     def has_penalties(self) -> bool:
@@ -127,6 +133,7 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     speculation: SpeculationParams = field(default_factory=SpeculationParams)
     prediction_ids: tuple[int, ...] = ()  # text the caller expects, tokenized
+    cache_salt: str = ""  # what is kept of this request's text serves requests of the same salt alone
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -140,6 +147,7 @@ class TokenLogprob:
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()  # (token, logprob), most likely first
+    rank: int | None = None  # tokens that are likelier, and one; of a prompt's tokens
 
 
 @dataclass(kw_only=True, slots=True)
@@ -177,6 +185,9 @@ class RequestOutput:
     token_ids: tuple[int, ...] = ()
     text: str = ""  # whole characters only; a part of a stop string is held back
     logprobs: tuple[TokenLogprob, ...] = ()  # one per token, when asked for
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = (
+        None  # of the prompt's tokens but the first; in one delta, when asked for
+    )
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or stop token that ended it
     error: str | None = None  # with FinishReason.ERROR

@@ -35,6 +35,7 @@ class LookupDrafter:
     """
 
     reads: tuple[str, ...] = ()
+    shared_names = (NAMES[Origin.CORPUS],)
     cache_specs: tuple[CacheSpec, ...] = ()
 
     def __init__(self, names: Sequence[str], num_slots: int, max_model_len: int, width: int, device: torch.device) -> None:
@@ -53,6 +54,7 @@ class LookupDrafter:
         self._references_SB = self._make_references(0)
         self._reference_lengths_S = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
         self._has_reference = np.zeros(num_slots + 1, np.bool_)
+        self._secret = np.zeros(num_slots + 1, np.bool_)  # whose answers nobody else may see
 
     @property
     def shape(self) -> int:
@@ -65,6 +67,7 @@ class LookupDrafter:
     def enter(self, slot: int, starter: Starter) -> None:
         """See `Drafter.enter`."""
         self._learn()
+        self._secret[slot] = bool(starter.group)
         self._shifts_S[slot] = 0 if starter.sampling.greedy else sampled_shift()
         expects = bool(starter.prediction_ids) and NAMES[Origin.REFERENCE] in self.names
         if expects:
@@ -80,8 +83,8 @@ class LookupDrafter:
         self._has_reference[slot] = expects
 
     def leave(self, slot: int, output: Sequence[int]) -> None:
-        """Answers are copied from later; the oldest ones make room."""
-        if len(self._corpus_C) and output:
+        """Answers are copied from later, those of a group aside; the oldest ones make room."""
+        if len(self._corpus_C) and output and not self._secret[slot]:
             self._to_learn.extend([*output, SEPARATOR])
 
     def draft(self, view: DraftView) -> Drafts:

@@ -5,9 +5,12 @@ import asyncio
 from aiohttp import web
 
 from specdec.errors import RequestError
+from specdec.server.bodies import read_body
 from specdec.server.choices import ChatChoices
+from specdec.server.headers import tell_ignored
 from specdec.server.requests import Call, chat_call
 from specdec.server.responses import Reply
+from specdec.server.routes import post
 from specdec.server.schema import ChatBody, parse
 from specdec.server.service import SERVICE, Service
 from specdec.server.stream import answer
@@ -15,8 +18,9 @@ from specdec.server.stream import answer
 
 async def _create(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
-    body, call = await asyncio.to_thread(_read, service, await request.read())  # long prompts take long to tokenize
-    choices = ChatChoices(service.info.tokenizer, body.logprobs)
+    body, call = await asyncio.to_thread(_read, service, await read_body(request))  # long prompts take long to tokenize
+    tell_ignored(request, service.told, body.ignored)
+    choices = ChatChoices(service.info.tokenizer, body, call)
     try:
         return await answer(request, Reply(service, call, choices), body)
     except RequestError as error:
@@ -27,7 +31,7 @@ def _read(service: Service, raw: bytes) -> tuple[ChatBody, Call]:
     body = parse(ChatBody, raw)
     service.check_model(body.model)
     try:
-        return body, chat_call(body, service.info.tokenizer, service.info.max_model_len)
+        return body, chat_call(body, service.info)
     except RequestError as error:
         raise _renamed(error, body) from error
 
@@ -45,4 +49,4 @@ def _renamed(error: RequestError, body: ChatBody) -> RequestError:
     return RequestError(message, param=param, code=error.code)
 
 
-routes = [web.post("/v1/chat/completions", _create)]
+routes = [post("/v1/chat/completions", _create)]

@@ -4,9 +4,12 @@ import asyncio
 
 from aiohttp import web
 
+from specdec.server.bodies import read_body
 from specdec.server.choices import TextChoices
+from specdec.server.headers import tell_ignored
 from specdec.server.requests import Call, completion_call
 from specdec.server.responses import Reply
+from specdec.server.routes import post
 from specdec.server.schema import CompletionBody, parse
 from specdec.server.service import SERVICE, Service
 from specdec.server.stream import answer
@@ -14,15 +17,16 @@ from specdec.server.stream import answer
 
 async def _create(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
-    body, call = await asyncio.to_thread(_read, service, await request.read())  # long prompts take long to tokenize
-    choices = TextChoices(service.info.tokenizer, body.logprobs is not None, call.echoes)
+    body, call = await asyncio.to_thread(_read, service, await read_body(request))  # long prompts take long to tokenize
+    tell_ignored(request, service.told, body.ignored)
+    choices = TextChoices(service.info.tokenizer, body, call)
     return await answer(request, Reply(service, call, choices), body)
 
 
 def _read(service: Service, raw: bytes) -> tuple[CompletionBody, Call]:
     body = parse(CompletionBody, raw)
     service.check_model(body.model)
-    return body, completion_call(body, service.info.tokenizer, service.info.max_model_len)
+    return body, completion_call(body, service.info)
 
 
-routes = [web.post("/v1/completions", _create)]
+routes = [post("/v1/completions", _create)]

@@ -4,6 +4,7 @@ from typing import Any
 
 from aiohttp import web
 
+from specdec.server.routes import get
 from specdec.server.service import SERVICE, Service
 
 
@@ -28,4 +29,4 @@ def _describe(service: Service) -> dict[str, Any]:
     }
 
 
-routes = [web.get("/v1/models", _list), web.get("/v1/models/{model:.+}", _retrieve)]  # names may have slashes
+routes = [get("/v1/models", _list), get("/v1/models/{model:.+?}", _retrieve)]  # names may have slashes

@@ -8,6 +8,11 @@ import numpy as np
 _ROOT = b""
 
 
+def salted_root(salt: str) -> bytes:
+    """What stands for the digest before a sequence's first page: only sequences of one salt find each other's pages."""
+    return hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16).digest() if salt else _ROOT
+
+
 class PrefixIndex:
     """Full pages of committed tokens, by a digest of every token from the start of the sequence to the page's end.
 
@@ -25,10 +30,10 @@ class PrefixIndex:
     def __contains__(self, page: int) -> bool:
         return page in self._digest_of
 
-    def match(self, tokens: Sequence[int]) -> list[int]:
-        """The pages that hold the longest known beginning of `tokens`."""
+    def match(self, tokens: Sequence[int], root: bytes = _ROOT) -> list[int]:
+        """The pages that hold the longest known beginning of `tokens`, among sequences of that root."""
         pages: list[int] = []
-        digest = _ROOT
+        digest = root
         for start in range(0, len(tokens) - self._page_size + 1, self._page_size):
             digest = _extend(digest, tokens[start : start + self._page_size])
             page = self._page_of.get(digest)
@@ -38,7 +43,7 @@ class PrefixIndex:
         return pages
 
     def add(self, parent: bytes, tokens: Sequence[int], page: int) -> bytes:
-        """Enter a full page whose predecessor has the digest `parent` (empty for the first); returns the page's digest.
+        """Enter a full page whose predecessor has the digest `parent` (the root for the first); returns the page's digest.
 
         Where another page holds the same tokens already, that one stays.
         """

@@ -7,13 +7,14 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from specdec.cli import info
 from specdec.cli.options import takes_engine
+from specdec.cli.origins import origins
 from specdec.cli.progress import RichProgress
 from specdec.config import EngineConfig
 from specdec.errors import ConfigError
@@ -32,6 +33,10 @@ def serve(
         str | None, typer.Option(help="Ask clients for this bearer key.", envvar="SPECDEC_API_KEY", show_envvar=True)
     ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="The model's name in the API.")] = None,
+    allowed_origins: Annotated[
+        str, typer.Option(help="Origins of web pages that may call the server, with commas or as a JSON list; * for all.")
+    ] = "",
+    vllm_metrics: Annotated[bool, typer.Option("--vllm-metrics", help="Give metrics under vLLM's names too.")] = False,
     log_level: Annotated[str, typer.Option(help=f"{', '.join(LOG_LEVELS)}.")] = "info",
     log_format: Annotated[str, typer.Option(help="text, or json: an object in each line.")] = "text",
     shutdown_timeout: Annotated[
@@ -42,7 +47,8 @@ def serve(
     log = functools.partial(set_up, one_of("log_level", log_level, LOG_LEVELS), one_of("log_format", log_format, LOG_FORMATS))
     log()
     check_port(host, port)
-    raise typer.Exit(_serve(config, log, host, port, api_key, served_model_name, shutdown_timeout))
+    options = {"api_key": api_key, "allowed_origins": origins(allowed_origins), "vllm_metrics": vllm_metrics}
+    raise typer.Exit(_serve(config, log, host, port, served_model_name, shutdown_timeout, options))
 
 
 def one_of(name: str, given: str, allowed: Sequence[str]) -> str:
@@ -66,11 +72,11 @@ def _serve(
     log: Callable[[], None],
     host: str,
     port: int,
-    api_key: str | None,
     served_model_name: str | None,
     drain_seconds: float,
+    options: dict[str, Any],
 ) -> int:
-    """The engine in a process of its own, HTTP in this one, which has no need of torch."""
+    """The engine in a process of its own, HTTP in this one, which has no need of torch. options: of `app_for`."""
     from specdec.server.app import app_for  # brings aiohttp, which --help should not wait for
     from specdec.server.app import serve as listen
     from specdec.server.process import EngineEndedError, EngineProcess, build_engine
@@ -83,9 +89,12 @@ def _serve(
         try:
             show(engine.load(RichProgress(console)))
             name = served_model_name or engine.info.model_name
-            app = app_for(engine, api_key=api_key, served_model_name=name)
+            if given := engine.info.sampling_defaults.given():
+                said = ", ".join(f"{field} {value}" for field, value in given.items())
+                show(f"The model's own sampling defaults: {said}   (--generation-config none leaves them out)")
+            app = app_for(engine, served_model_name=name, **options)
             with _explained_address(host, port):
-                greeting = _greeting(host, port, name, api_key is not None)
+                greeting = _greeting(host, port, name, options["api_key"] is not None)
                 listen(app, host, port, functools.partial(show, greeting), drain_seconds)
         except EngineEndedError as error:
             print(f"specdec: {error}", file=sys.stderr)

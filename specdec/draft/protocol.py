@@ -116,7 +116,8 @@ class ObserveView:
 
 @dataclass(frozen=True, slots=True)
 class Starter:
-    """What a drafter hears of a sequence that takes a slot."""
+    """What a drafter hears of a sequence that takes a slot. group: what it says may reach sequences of the same group alone;
+    empty for those that share what they say."""
 
     tokens: Sequence[int]
     num_prompt_tokens: int
@@ -131,6 +132,8 @@ class Drafter(Protocol):
     names: what it counts its drafts as, one or several. kinds: see `CandidateKinds`. reads: the target's hidden states that it
     observes, by name (`embedding`, `layers.<i>`, `norm`), each given to it separately. cache_specs: layers of its own, which
     live in the target's pages at the same positions; so prefix-cache hits, preemption and page accounting hold for them.
+    shared_names, where a drafter has it: those of its names whose drafts come from what other sequences said; sequences of a
+    group get none of them.
     """
 
     names: tuple[str, ...]

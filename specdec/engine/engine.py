@@ -5,43 +5,29 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
 
 import numpy as np
 
-from specdec.arrays import IntArray
 from specdec.draft.planner import Planner
 from specdec.engine.admission import Admission
 from specdec.engine.learning import learn
 from specdec.engine.metrics import EngineMetrics
-from specdec.engine.output import emit, read_logprobs
+from specdec.engine.output import emit, finish_prompt, keep_prompt_logprobs, read_logprobs, tell_prompt_logprobs
 from specdec.engine.scheduler import Scheduler
 from specdec.engine.sequence import NO_SLOT, HostWork, Sequence, Sink, Turn
-from specdec.engine.statistics import count_drafts, count_step
+from specdec.engine.statistics import EngineStatus, count_drafts, count_step
+from specdec.engine.turns import marks_of, occupant_of
 from specdec.errors import RequestError
 from specdec.request import FinishReason, Request, RequestOutput
 from specdec.round.outcome import Outcome
-from specdec.round.plan import MOST_MARKS, RoundPlan
+from specdec.round.plan import RoundPlan
 from specdec.round.round import Round
 from specdec.round.sample.draw import Nucleus
-from specdec.round.slots import Occupant
 from specdec.text.tokenizer import TextStream, Tokenizer
 
 _log = logging.getLogger(__name__)
 
 _NOT_FINITE = "The model gave logits that are not finite (NaN or infinite) for this request."
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineStatus:
-    """A glance at the engine."""
-
-    num_running: int
-    num_waiting: int
-    pages_used: int
-    pages_total: int
-    num_rounds: int
-    num_preemptions: int
 
 
 class Engine:
@@ -162,8 +148,9 @@ class Engine:
             scheduled = self._scheduler.schedule(underway=bool(self._underway))
             self._report()
             turns = scheduled or []
+            finished = self._finish_known()
             if not turns and not self._underway:
-                return False
+                return finished
             if turns:
                 self._enqueue(turns)
             most = self._depth if turns else 0 if scheduled is not None else len(self._underway) - 1
@@ -221,7 +208,7 @@ class Engine:
         nodes = budgets.nodes
         for index in np.flatnonzero(nodes > 1).tolist():
             nodes[index] = self._fit(turns[index].sequence, int(nodes[index]))
-        marks, mark_slots = _marks(turns)
+        marks, mark_slots = marks_of(turns)
         return RoundPlan(
             slots=slots,
             firsts=np.array([turn.first for turn in turns], np.int64),
@@ -246,17 +233,8 @@ class Engine:
         for sequence, mark in self._scheduler.admitted:
             if sequence.slot == NO_SLOT:
                 continue
-            occupant = Occupant(
-                tokens=sequence.tokens,
-                num_prompt_tokens=sequence.num_prompt_tokens,
-                sampling=sequence.sampling,
-                stop_ids=sequence.stop_ids,
-                pages=sequence.pages,
-                position=sequence.num_cached,
-                mark=mark,
-                prediction_ids=sequence.request.prediction_ids,
-            )
-            self._round.enter(sequence.slot, occupant, self._allowed(sequence))
+            occupant, salt = occupant_of(sequence, mark), sequence.request.cache_salt
+            self._round.enter(sequence.slot, occupant, self._allowed(sequence), salt)
             self._planner.enter(sequence.slot, sequence.sampling.temperature)
             if not sequence.admitted:
                 sequence.admitted = True
@@ -288,6 +266,8 @@ class Engine:
             if turn.chunk:
                 self._scheduler.commit(sequence, turn.first + turn.chunk)
             self._scheduler.settle_marks(turn, kept=sound)
+            if turn.chunk and not self._read_prompt(sequence, outcome, index, turn):
+                continue
             if not nodes:
                 continue
             sequence.ahead -= nodes
@@ -296,6 +276,31 @@ class Engine:
                 self._take(sequence, outcome, index, emitted[: accepted + 1], drafted)
             else:
                 self._retry(sequence, outcome.shape.nucleus)
+
+    def _read_prompt(self, sequence: Sequence, outcome: Outcome, index: int, turn: Turn) -> bool:
+        """More of a prompt is read; False where that ends its request."""
+        if not keep_prompt_logprobs(sequence, outcome, index, turn.first, turn.chunk):
+            self._scheduler.spoil(sequence.pages)
+            self._fail(sequence, _NOT_FINITE)
+            return False
+        if sequence.wants_tokens or not sequence.prompt_known:
+            return True
+        self._finish_prompt(sequence)
+        return False
+
+    def _finish_known(self) -> bool:
+        """Requests for no tokens whose prompts have nothing left to read when they are admitted."""
+        known = [sequence for sequence, _ in self._scheduler.admitted if not sequence.wants_tokens and sequence.prompt_known]
+        for sequence in known:
+            self.metrics.on_start(sequence)
+            self._finish_prompt(sequence)
+        return bool(known)
+
+    def _finish_prompt(self, sequence: Sequence) -> None:
+        """A request for no tokens has all that it asked for."""
+        result = finish_prompt(sequence)
+        tell_prompt_logprobs(sequence, result)
+        self._deliver(sequence, result)
 
     def _take(self, sequence: Sequence, outcome: Outcome, index: int, emitted: list[int], drafted: int) -> None:
         """What a round emitted for a sequence. This runs for every member of every round."""
@@ -308,6 +313,8 @@ class Engine:
             self.metrics.on_drafts(drafted, kept)
         count_step(sequence.stats, min(len(emitted) - 1, num_tokens))
         self.metrics.on_tokens(sequence, num_tokens)
+        if sequence.reads_whole_prompt:
+            tell_prompt_logprobs(sequence, result)
         if outcome.scores is not None:
             result.logprobs = read_logprobs(sequence, result.token_ids, outcome, index)
         if result.finish_reason is not None:
@@ -378,14 +385,3 @@ class Engine:
                 text, reason = running.stream.flush(), FinishReason.ABORT
                 result = RequestOutput(request_id=request_id, text=text, finish_reason=reason, stats=running.stats)
                 self._deliver(running, result)
-
-
-def _marks(turns: SequenceOf[Turn]) -> tuple[IntArray, IntArray] | tuple[None, None]:
-    """Where states are to be kept, as `RoundPlan` says it."""
-    if not any(turn.marks for turn in turns):
-        return None, None
-    marks, slots = np.full((2, len(turns), MOST_MARKS), -1, np.int64)
-    for index, turn in enumerate(turns):
-        for place, (position, slot) in enumerate(turn.marks):
-            marks[index, place], slots[index, place] = position, slot
-    return marks, slots

@@ -2,12 +2,16 @@
 
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from specdec.engine.sequence import Sequence
+from specdec.engine.tally import Tally
 from specdec.request import FinishReason
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series of each counter, which nobody reads
 
 
 class EngineMetrics:
@@ -19,6 +23,7 @@ class EngineMetrics:
 
     def __init__(self, model_name: str) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self._model = model_name
         self._drafts = self._counter("spec_decode_num_drafts", "Verifications of a tree with at least one draft")
         self._draft_tokens = self._counter("spec_decode_num_draft_tokens", "Drafted tokens that were verified")
@@ -31,6 +36,7 @@ class EngineMetrics:
         )
         self._accepted_here: list[Counter] = []  # the same by place, since looking one up takes longer than counting
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that started")
+        self._looked_up = self._counter("prefix_cache_queries", "Prompt tokens looked for in the prefix cache")
         self._cached_tokens = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
         self._generated = self._counter("generation_tokens", "Tokens emitted")
         self._preemptions = self._counter("num_preemptions", "Sequences that gave their pages back for a while")
@@ -41,7 +47,14 @@ class EngineMetrics:
         self._waiting = self._gauge("num_requests_waiting", "Requests in the queue")
         self._cache_usage = self._gauge("kv_cache_usage_perc", "Share of K/V pages that requests hold, 0 to 1")
         self._first_token = self._histogram("time_to_first_token_seconds", "From submission to the first token")
-        self._between = self._histogram("inter_token_latency_seconds", "Mean time between the tokens of a request")
+        between = "Time between tokens as they come; those that come together share it"
+        self._between = Tally("specdec:inter_token_latency_seconds", between, model_name, _SECONDS, self.registry)
+        self._per_token = self._histogram("request_time_per_output_token_seconds", "Mean time of a token behind the first one")
+        self._queued = self._histogram("request_queue_time_seconds", "From submission to the first round")
+        self._prefill = self._histogram("request_prefill_time_seconds", "From the first round to the first token")
+        self._decode = self._histogram("request_decode_time_seconds", "From the first token to the last")
+        self._prompt_sizes = self._histogram("request_prompt_tokens", "Prompt tokens of a request", _TOKENS)
+        self._answer_sizes = self._histogram("request_generation_tokens", "Tokens emitted for a request", _TOKENS)
         self._whole = self._histogram("e2e_request_latency_seconds", "From submission to the end")
         self._num_preemptions = 0
         self._uncounted = self._uncounted_drafts = 0  # tokens of this round
@@ -53,8 +66,8 @@ class EngineMetrics:
     def _gauge(self, name: str, description: str) -> Gauge:
         return Gauge(f"specdec:{name}", description, ["model_name"], registry=self.registry).labels(self._model)
 
-    def _histogram(self, name: str, description: str) -> Histogram:
-        histogram = Histogram(f"specdec:{name}", description, ["model_name"], buckets=_SECONDS, registry=self.registry)
+    def _histogram(self, name: str, description: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+        histogram = Histogram(f"specdec:{name}", description, ["model_name"], buckets=buckets, registry=self.registry)
         return histogram.labels(self._model)
 
     def on_schedule(self, num_running: int, num_waiting: int, cache_usage: float, num_preemptions: int) -> None:
@@ -68,14 +81,24 @@ class EngineMetrics:
     def on_start(self, sequence: Sequence) -> None:
         """A request takes part in its first round."""
         self._prompt_tokens.inc(sequence.num_prompt_tokens)
+        self._looked_up.inc(sequence.num_prompt_tokens)
         self._cached_tokens.inc(sequence.num_prefix_hits)
+        sequence.started_at = time.monotonic()
+        self._queued.observe(sequence.started_at - sequence.arrival)
 
     def on_tokens(self, sequence: Sequence, num_tokens: int) -> None:
         """A round emitted so many tokens of a request."""
+        if not num_tokens:
+            return
         self._uncounted += num_tokens
-        if sequence.first_token_at is None and num_tokens:
-            sequence.first_token_at = time.monotonic()
-            self._first_token.observe(sequence.first_token_at - sequence.arrival)
+        now = time.monotonic()
+        if sequence.first_token_at is None:
+            sequence.first_token_at = now
+            self._first_token.observe(now - sequence.arrival)
+            self._prefill.observe(now - sequence.started_at)
+        else:
+            self._between.add((now - sequence.last_token_at) / num_tokens, num_tokens)
+        sequence.last_token_at = now
 
     def on_drafts(self, num_drafts: int, num_accepted: int) -> None:
         """A round verified drafts of a request; those accepted past its end do not count."""
@@ -109,5 +132,10 @@ class EngineMetrics:
         now = time.monotonic()
         self._finished.labels(self._model, reason.value).inc()
         self._whole.observe(now - sequence.arrival)
-        if sequence.first_token_at is not None and sequence.num_output_tokens > 1:
-            self._between.observe((now - sequence.first_token_at) / (sequence.num_output_tokens - 1))
+        self._prompt_sizes.observe(sequence.num_prompt_tokens)
+        self._answer_sizes.observe(sequence.num_output_tokens)
+        if sequence.first_token_at is not None:
+            decoding = sequence.last_token_at - sequence.first_token_at
+            self._decode.observe(decoding)
+            if sequence.num_output_tokens > 1:
+                self._per_token.observe(decoding / (sequence.num_output_tokens - 1))

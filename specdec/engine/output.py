@@ -20,7 +20,7 @@ def emit(sequence: Sequence, emitted: list[int]) -> RequestOutput:
         kept = kept[:num_tokens]
     sequence.tokens += kept
     if stop is not None:
-        return _delta(sequence, kept, text, FinishReason.STOP, stop)
+        return _delta(sequence, kept, _with_stop(sequence, text, stop), FinishReason.STOP, stop)
     if len(sequence.tokens) >= sequence.longest:
         return _delta(sequence, kept, text + sequence.stream.flush(), FinishReason.LENGTH)
     return _delta(sequence, kept, text)
@@ -33,8 +33,16 @@ def _stop(sequence: Sequence, emitted: list[int]) -> RequestOutput:
     kept = emitted[: delta.num_tokens if delta.stop is not None else place + 1]
     sequence.tokens += kept
     if delta.stop is not None:
-        return _delta(sequence, kept, delta.text, FinishReason.STOP, delta.stop)
-    return _delta(sequence, kept, delta.text + sequence.stream.flush(), FinishReason.STOP, kept[-1])
+        return _delta(sequence, kept, _with_stop(sequence, delta.text, delta.stop), FinishReason.STOP, delta.stop)
+    text = delta.text
+    if sequence.sampling.include_stop_str_in_output:
+        end = sequence.stream.push(kept[-1:])
+        text += end.text + (end.stop or "")
+    return _delta(sequence, kept, text + sequence.stream.flush(), FinishReason.STOP, kept[-1])
+
+
+def _with_stop(sequence: Sequence, text: str, stop: str) -> str:
+    return text + stop if sequence.sampling.include_stop_str_in_output else text
 
 
 def _delta(
@@ -54,6 +62,41 @@ def _delta(
         num_cached_tokens=sequence.num_prefix_hits,
         stats=sequence.stats if finish_reason is not None else None,
     )
+
+
+def keep_prompt_logprobs(sequence: Sequence, outcome: Outcome, index: int, first: int, count: int) -> bool:
+    """Take what a round tells of the prompt's tokens behind the positions [first, first + count), if the request asks for that.
+    False where it is not a number.
+
+    Args:
+        sequence: whose.
+        outcome: of the round.
+        index: the sequence's place among its members.
+        first, count: what it read of the prompt.
+    """
+    wanted, scores = sequence.sampling.prompt_logprobs, outcome.prompt_scores
+    if wanted is None or scores is None or not sequence.reads_whole_prompt:
+        return True
+    rows = slice(start := int(scores.firsts_M[index]), start + count)
+    own, best, logs = scores.own_T[rows], scores.tokens_TK[rows, :wanted], scores.logs_TK[rows, :wanted]
+    tokens = sequence.tokens[first + 1 : first + 1 + count]
+    told = zip(tokens, own.tolist(), best.tolist(), logs.tolist(), scores.ranks_T[rows].tolist(), strict=True)
+    del sequence.prompt_logprobs[first:]  # what was computed before a preemption
+    for token, log, ids, top, rank in told:
+        sequence.prompt_logprobs.append(TokenLogprob(token, log, tuple(zip(ids, top, strict=True)), rank))
+    return not np.isnan(own).any()
+
+
+def tell_prompt_logprobs(sequence: Sequence, output: RequestOutput) -> None:
+    """Put them into the first output behind the prompt, if the request asks for them."""
+    if sequence.reads_whole_prompt:
+        output.prompt_logprobs = tuple(sequence.prompt_logprobs)
+        sequence.prompt_told, sequence.prompt_logprobs = True, []
+
+
+def finish_prompt(sequence: Sequence) -> RequestOutput:
+    """The whole answer to a request for no tokens, once its prompt is read."""
+    return _delta(sequence, [], "", FinishReason.LENGTH)
 
 
 def read_logprobs(sequence: Sequence, tokens: SequenceOf[int], outcome: Outcome, index: int) -> tuple[TokenLogprob, ...]:

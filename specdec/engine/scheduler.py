@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from specdec.cache.marks import MarkBook
 from specdec.cache.pages import PageAllocator
-from specdec.cache.prefix import PrefixIndex
+from specdec.cache.prefix import PrefixIndex, salted_root
 from specdec.engine.sequence import NO_SLOT, Sequence, Turn
 
 
@@ -130,7 +130,7 @@ class Scheduler:
         while (len(sequence.digests) + 1) * self.page_size <= num_cached:
             index = len(sequence.digests)
             tokens = sequence.tokens[index * self.page_size : (index + 1) * self.page_size]
-            parent = sequence.digests[-1] if sequence.digests else b""
+            parent = sequence.digests[-1] if sequence.digests else salted_root(sequence.request.cache_salt)
             sequence.digests.append(self._prefix.add(parent, tokens, sequence.pages[index]))
 
     def settle_marks(self, turn: Turn, kept: bool) -> None:
@@ -160,7 +160,7 @@ class Scheduler:
         prompt brings its root alone: there are more shapes of such rounds than their drafts are worth recordings."""
         first = sequence.num_enqueued
         chunk = min(sequence.prompt_end - first, budget)
-        if first + chunk < sequence.prompt_end:
+        if first + chunk < sequence.prompt_end or not sequence.wants_tokens:
             return self._marked(Turn(sequence, sequence.epoch, first, chunk, 0)) if chunk else None
         return self._marked(Turn(sequence, sequence.epoch, first, chunk, 1)) if self._most_nodes(sequence) > 0 else None
 
@@ -217,7 +217,9 @@ class Scheduler:
 
     def _take_pages(self, sequence: Sequence) -> bool:
         """Pages for all of its tokens, known beginnings shared; one page is left to each that runs already."""
-        known = self._prefix.match(sequence.tokens[:-1]) if self._prefix is not None else []
+        known: list[int] = []
+        if self._prefix is not None and not sequence.reads_whole_prompt:
+            known = self._prefix.match(sequence.tokens[:-1], salted_root(sequence.request.cache_salt))
         mark = None
         if self._prefix is not None and self._marks is not None:
             sequence.fork = len(known) * self.page_size

@@ -5,7 +5,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from specdec.request import Request, RequestOutput, SamplingParams, SpeculationStats
+from specdec.request import Request, RequestOutput, SamplingParams, SpeculationStats, TokenLogprob
 from specdec.text.tokenizer import TextStream
 
 Sink = Callable[[RequestOutput], None]
@@ -56,7 +56,11 @@ class Sequence:
     digests: list[bytes] = field(default_factory=list)  # of the full pages, for the prefix index
     num_prefix_hits: int = 0  # prompt tokens found in the prefix cache when first admitted
     admitted: bool = False  # it had a slot once
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # of the prompt's tokens but the first, as far as known
+    prompt_told: bool = False  # they are all on their way to the caller
+    started_at: float = 0.0  # when it first had a slot; as the two below, on the same clock as `arrival`
     first_token_at: float | None = None
+    last_token_at: float = 0.0
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     request_id: str = field(init=False)
     num_prompt_tokens: int = field(init=False)
@@ -72,6 +76,21 @@ class Sequence:
     @property
     def sampling(self) -> SamplingParams:
         return self.request.sampling
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether it asked for any; else its prompt is all that is read."""
+        return self.longest > self.num_prompt_tokens
+
+    @property
+    def prompt_known(self) -> bool:
+        """Whether nothing of it is left to read before its next tree."""
+        return self.num_cached >= self.prompt_end
+
+    @property
+    def reads_whole_prompt(self) -> bool:
+        """Whether every row of its prompt has to be computed, known or not."""
+        return self.sampling.prompt_logprobs is not None and not self.prompt_told
 
     @property
     def num_output_tokens(self) -> int:

@@ -1,9 +1,22 @@
-"""What speculation did for one request, round by round."""
+"""What speculation did for one request, round by round, and where the engine stands."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from specdec.request import SpeculationStats
 from specdec.round.outcome import Outcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStatus:
+    """A glance at the engine."""
+
+    num_running: int
+    num_waiting: int
+    pages_used: int
+    pages_total: int
+    num_rounds: int
+    num_preemptions: int
 
 
 def count_step(stats: SpeculationStats, accepted: int) -> None:

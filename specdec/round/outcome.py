@@ -16,10 +16,11 @@ _NO_NODES = np.zeros((0, 0), np.int64)
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Log probabilities by tree row. own_T: of the token emitted there. tokens_TK, logs_TK: the most likely ones. firsts_M: the
-    first row of each member."""
+    """Log probabilities by tree row, or by prompt row. own_T: of the token emitted there, or that follows there. ranks_T: how
+    many tokens are likelier, and one. tokens_TK, logs_TK: the most likely ones. firsts_M: the first row of each member."""
 
     own_T: FloatArray
+    ranks_T: IntArray
     tokens_TK: IntArray
     logs_TK: FloatArray
     firsts_M: IntArray
@@ -52,6 +53,7 @@ class Outcome:
     shape: RoundShape
     seconds: float | None
     scores: Scores | None = None
+    prompt_scores: Scores | None = None
     drafting_seconds: float | None = None
 
     @staticmethod
@@ -62,6 +64,7 @@ class Outcome:
         seconds: float | None,
         scores: Scores | None,
         drafting_seconds: float | None = None,
+        prompt_scores: Scores | None = None,
     ) -> "Outcome":
         """From what `specdec.kernels.commit` tells, int64 [members or more, columns], which this may go on using."""
         num_nodes = shape.nodes
@@ -88,6 +91,7 @@ class Outcome:
             shape=shape,
             seconds=seconds,
             scores=scores,
+            prompt_scores=prompt_scores,
             drafting_seconds=drafting_seconds,
         )
 

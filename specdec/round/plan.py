@@ -83,6 +83,11 @@ class RoundPlan:
         """Prompt rows."""
         return int(self.chunks.sum())
 
+    @property
+    def chunk_firsts(self) -> IntArray:
+        """int64 [M]: the first prompt row of each member."""
+        return np.cumsum(self.chunks) - self.chunks
+
     @cached_property
     def num_nodes(self) -> int:
         """Tree rows that are asked for."""
@@ -98,7 +103,7 @@ class RoundShape(NamedTuple):
     """What fixes the shapes and the steps of a round; where rounds are recorded, each of these has a recording.
 
     nodes: of the largest tree. pages: of the longest member. lists: entries of the lists of biases. keepers: whatever drafters
-    keep that shapes depend on.
+    keep that shapes depend on. prompt_scored: whether it tells log probabilities of the prompts that it reads.
     """
 
     members: int
@@ -115,6 +120,7 @@ class RoundShape(NamedTuple):
     restricted: bool
     lists: int
     keepers: tuple[int, ...]
+    prompt_scored: bool = False
 
 
 class _Fields(NamedTuple):
@@ -258,3 +264,8 @@ def page_bucket(count: int, members: int, most: int) -> int:
 def power_of_two(count: int) -> int:
     """The next power of two."""
     return 1 << max(count - 1, 0).bit_length()
+
+
+def members_bucket(count: int, fixed: bool) -> int:
+    """Members of one kind, of which attention's launches need to know no more than about how many there are."""
+    return power_of_two(count) if fixed and count else count

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from specdec.draft.protocol import Drafter, DraftView, ObserveView, Starter
 from specdec.kernels.commit import Verified, commit
 from specdec.kernels.logit_edits import edit_logits
 from specdec.kernels.tree_rows import Layout, TreeRows
-from specdec.kernels.tree_select import MAX_NODES, Trees
+from specdec.kernels.tree_select import MAX_NODES
 from specdec.round.accept.base import AcceptanceRule, Accepted, Verification
 from specdec.round.drafts import Drafting, SharedNoiseRanking
 from specdec.round.forward import Forward
@@ -35,6 +35,7 @@ from specdec.round.plan import (
     RoundShape,
     chunk_bucket,
     flatten,
+    members_bucket,
     page_bucket,
     power_of_two,
     row_bucket,
@@ -42,11 +43,13 @@ from specdec.round.plan import (
 from specdec.round.rows import Entries, lay_out
 from specdec.round.sample.draw import Nucleus
 from specdec.round.sample.logprobs import log_probs
-from specdec.round.scores import ScoreRing
+from specdec.round.scores import ScoreRing, emitted_tokens
 from specdec.round.slots import Needs, Occupant, Slots
+from specdec.round.trim import trim
 
 TURNS_KEPT = 4  # outcomes in the ring, more than are ever underway
 GRAPH_CHUNK = 1024  # prompt rows of a round that is worth a graph
+_SCORED_ROWS = 64  # prompt rows whose logits are there at once: 64 MB for a vocabulary of 250,000
 
 
 @dataclass(slots=True)
@@ -92,6 +95,8 @@ class Round:
         self.forward = forward
         self.slots = slots
         self.drafting = Drafting(drafters, max_depth, forward.model.device)
+        shared = {name for drafter in drafters for name in getattr(drafter, "shared_names", ())}
+        self._shared = sum(1 << bit for bit, name in enumerate(self.drafting.names.names) if name in shared)
         self._rule = rule
         self._entries = entries
         self.fixed_shapes = fixed_shapes
@@ -109,7 +114,9 @@ class Round:
         most_told = members * outcome_width(MAX_NODES, True)
         self._told_HX = torch.zeros(TURNS_KEPT, most_told, dtype=torch.int64, pin_memory=on_gpu)
         self._read_HX = self._told_HX.numpy()  # the same memory
-        self._scores = ScoreRing(MOST_TREE_ROWS, TURNS_KEPT, forward.model.config.vocab_size, self._device)
+        vocab_size = forward.model.config.vocab_size
+        self._scores = ScoreRing(MOST_TREE_ROWS, TURNS_KEPT, vocab_size, self._device)
+        self._prompt_scores = ScoreRing(chunk_bucket(max_chunk), TURNS_KEPT, vocab_size, self._device)
         self._done = [torch.cuda.Event(enable_timing=True) for _ in range(TURNS_KEPT)] if on_gpu else []  # type: ignore[no-untyped-call]
         self._underway: deque[_Underway] = deque()
         self.graphs = Graphs(self._launch, self._device, lambda shape: shape.chunk <= GRAPH_CHUNK)
@@ -134,9 +141,11 @@ class Round:
             slot: its number.
             occupant: the sequence.
             allowed: bits of the drafters' names that it may use.
-            group: whose it is; what drafters learn from one group is not offered to another.
+            group: see `specdec.draft.protocol.Starter`.
         """
         self._last_key = None
+        if group:
+            allowed &= ~self._shared
         self.slots.enter(slot, occupant, allowed, allowed != (1 << len(self.drafting.names.names)) - 1)
         self.caches.enter(slot, occupant.position, occupant.mark)
         starter = Starter(occupant.tokens, occupant.num_prompt_tokens, occupant.sampling, occupant.prediction_ids, group)
@@ -202,7 +211,10 @@ class Round:
             told[:] = 0
             told[:, 1] = 1
         scores = self._scores.read(entry.turn, shape.trees, entry.firsts) if shape.scored and shape.trees else None
-        return Outcome.read(told, entry.plan, shape, entry.seconds, scores, entry.drafting_seconds)
+        prompt_scores = None
+        if shape.prompt_scored:
+            prompt_scores = self._prompt_scores.read(entry.turn, shape.chunk, entry.plan.chunk_firsts)
+        return Outcome.read(told, entry.plan, shape, entry.seconds, scores, entry.drafting_seconds, prompt_scores)
 
     def discard(self) -> None:
         """Forget the rounds underway, after one of them failed."""
@@ -232,8 +244,8 @@ class Round:
             trees=trees,
             nodes=power_of_two(largest) if self.fixed_shapes else largest,
             pages=pages,
-            chunk_members=_members_bucket(int(np.count_nonzero(plan.chunks)), self.fixed_shapes),
-            tree_members=_members_bucket(plan.num_trees, self.fixed_shapes),
+            chunk_members=members_bucket(int(np.count_nonzero(plan.chunks)), self.fixed_shapes),
+            tree_members=members_bucket(plan.num_trees, self.fixed_shapes),
             drafting=plan.drafting and trees > 0,
             nucleus=nucleus,
             edited=Needs.EDITED in needs,
@@ -241,6 +253,7 @@ class Round:
             restricted=Needs.RESTRICTED in needs and plan.drafting,
             lists=slots.list_room,
             keepers=tuple(drafter.shape for drafter in self.drafting.drafters),
+            prompt_scored=bool(chunk) and bool((slots.needs[plan.slots[plan.chunks > 0]] & Needs.PROMPT_SCORED).any()),
         )
 
     def page_bucket(self, count: int, members: int) -> int:
@@ -275,13 +288,15 @@ class Round:
             self._drafting_seconds = time.perf_counter() - started
         self._trimmed = None
         if verified is not None and not self.fixed_shapes:
-            tables, shape, verified = _trim(tables, shape, verified)
+            tables, shape, verified = trim(tables, shape, verified)
             self._trimmed = tables.layout
         trees = verified.trees if verified is not None else None
         rows, tree_rows = lay_out(self.slots.texts, tables, shape, trees, self._turns_1, self._entries)
         self.caches.begin(rows)
         hidden_RE, captured = self.forward(rows, self._reads)
         accepted = None
+        if shape.prompt_scored:
+            self._score_prompts(tables, hidden_RE[: shape.chunk])
         if shape.trees:
             accepted = self._accept(shape, tables, tree_rows, hidden_RE, verified, laws)
         for drafter in self.drafting.drafters:
@@ -336,8 +351,17 @@ class Round:
             )
         )
         if logs_TV is not None:
-            self._scores.tell(logs_TV, accepted, tables.layout.nodes_M > 0, self._turns_1)
+            tokens_T = emitted_tokens(accepted, tables.layout.nodes_M > 0, len(logs_TV)).clamp(0, logs_TV.shape[1] - 1)
+            self._scores.tell([self._scores.score(logs_TV, tokens_T)], self._turns_1)
         return accepted
+
+    def _score_prompts(self, tables: PlanTables, hidden_CE: Tensor) -> None:
+        """Log probabilities of the token after each prompt row, a few rows at a time: logits of all would fill gigabytes."""
+        ring = self._prompt_scores
+        tokens_C = self.slots.texts.tokens_SL[tables.chunk_slots_C, tables.chunk_positions_C + 1].long()
+        pieces = zip(torch.split(hidden_CE, _SCORED_ROWS), torch.split(tokens_C, _SCORED_ROWS), strict=True)
+        scored = [ring.score(log_probs(self.forward.logits(hidden_PE)), tokens_P) for hidden_PE, tokens_P in pieces]
+        ring.tell(scored, self._turns_1)
 
     @contextmanager
     def staying(self) -> Iterator[None]:
@@ -364,27 +388,3 @@ class Round:
         shape = self.shape_of(plan)
         self._upload(flatten(plan, shape.members, shape.chunk, shape.trees, self.slots.spare))
         return self.graphs.seconds(shape, self.staying)
-
-
-def _members_bucket(count: int, fixed: bool) -> int:
-    """Members of one kind, of which attention's launches need to know no more than about how many there are."""
-    return power_of_two(count) if fixed and count else count
-
-
-def _trim(tables: PlanTables, shape: RoundShape, verified: Verified) -> tuple[PlanTables, RoundShape, Verified]:
-    """As many rows as there are nodes, for a device that computes when it is told to and knows the counts."""
-    layout, trees = tables.layout, verified.trees
-    nodes_M = torch.where(layout.nodes_M > 0, trees.counts_M + 1, 0)
-    trees_T = torch.repeat_interleave(torch.arange(len(nodes_M), device=nodes_M.device), nodes_M)
-    largest = max(int(nodes_M.max()), 1)
-    trimmed = replace(layout, nodes_M=nodes_M, firsts_M=nodes_M.cumsum(0) - nodes_M, trees_T=trees_T)
-    kept = Trees(
-        trees.tokens_MN[:, :largest].contiguous(),
-        trees.parents_MN[:, :largest].contiguous(),
-        trees.picks_MN[:, :largest].contiguous(),
-        trees.counts_M,
-        trees.offers_M,
-        trees.survivals_MO,
-    )
-    changed = tables.with_layout(trimmed)
-    return changed, shape._replace(nodes=largest, trees=len(trees_T)), Verified(verified.candidates, kept)

@@ -1,7 +1,12 @@
-"""Log probabilities of what rounds emit, for requests that ask: a ring beside the one that rounds tell their outcome to.
+"""Log probabilities of what rounds emit, or of the prompts that they read, for requests that ask: a ring beside the one that
+rounds tell their outcome to.
 
-Legend of shape suffixes: T tree rows, V vocabulary, K most likely tokens, H rounds whose outcome is kept, X entries of a round.
+Legend of shape suffixes: N rows, T tree rows, V vocabulary, K most likely tokens, M members, D depths, H rounds whose outcome
+is kept, X entries of a round.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +19,25 @@ from specdec.round.outcome import Scores
 from specdec.round.sample.logprobs import read_logs
 
 
+class Scored(NamedTuple):
+    """Of some rows: float32 [N, 1 + K], log p of one token and of the most likely ones; int64 [N, 1 + K], how many are likelier
+    than the one, plus one, and the most likely ones."""
+
+    logs_NX: Tensor
+    tokens_NX: Tensor
+
+
+def emitted_tokens(accepted: Accepted, has_tree_M: Tensor, rows: int) -> Tensor:
+    """int64 [T]: the token that was emitted behind each of `rows` tree rows; below 1 where none was. has_tree_M: bool."""
+    tokens_T = torch.zeros(rows, dtype=torch.int64, device=has_tree_M.device)
+    emitted_MD = torch.where(has_tree_M[:, None], accepted.emitted_MD, -1)
+    # the last kept row comes again behind a path's end, with no token
+    return tokens_T.scatter_reduce_(0, accepted.rows_MD.flatten(), emitted_MD.flatten(), "amax")
+
+
 class ScoreRing:
     """Args:
-    most_rows: tree rows of a round.
+    most_rows: of a round.
     turns: rounds that the ring keeps.
     vocab_size: of the logits.
     device: where they are.
@@ -24,23 +45,25 @@ class ScoreRing:
 
     def __init__(self, most_rows: int, turns: int, vocab_size: int, device: torch.device) -> None:
         self._top = min(MAX_TOP_LOGPROBS, vocab_size)
-        pinned = device.type == "cuda"
-        self._logs_HX = torch.zeros(turns, most_rows * (1 + self._top), pin_memory=pinned)
-        self._tokens_HX = torch.zeros(turns, most_rows * self._top, dtype=torch.int64, pin_memory=pinned)
+        pinned, width = device.type == "cuda", most_rows * (1 + self._top)
+        self._logs_HX = torch.zeros(turns, width, pin_memory=pinned)
+        self._tokens_HX = torch.zeros(turns, width, dtype=torch.int64, pin_memory=pinned)
 
-    def tell(self, logs_TV: Tensor, accepted: Accepted, has_tree_M: Tensor, turns_1: Tensor) -> None:
-        """Within a round. logs_TV: float32, log p of every token after each tree row. has_tree_M: bool."""
-        tokens_T = torch.zeros(len(logs_TV), dtype=torch.int64, device=logs_TV.device)
-        emitted_MD = torch.where(has_tree_M[:, None], accepted.emitted_MD, -1)
-        # the last kept row comes again behind a path's end, with no token
-        tokens_T.scatter_reduce_(0, accepted.rows_MD.flatten(), emitted_MD.flatten(), "amax")
-        own_T, top_tokens_TK, top_logs_TK = read_logs(logs_TV, tokens_T.clamp(0, logs_TV.shape[1] - 1), self._top)
-        tell(torch.cat((own_T[:, None], top_logs_TK), 1), self._logs_HX, turns_1)
-        tell(top_tokens_TK.contiguous(), self._tokens_HX, turns_1)
+    def score(self, logs_NV: Tensor, tokens_N: Tensor) -> Scored:
+        """Of a token after each row. logs_NV: float32, log p of every token there."""
+        own_N, top_tokens_NK, top_logs_NK = read_logs(logs_NV, tokens_N, self._top)
+        ranks_N = (logs_NV > own_N[:, None]).sum(1) + 1
+        return Scored(torch.cat((own_N[:, None], top_logs_NK), 1), torch.cat((ranks_N[:, None], top_tokens_NK), 1))
+
+    def tell(self, pieces: Sequence[Scored], turns_1: Tensor) -> None:
+        """Within a round: of all its rows, piece by piece."""
+        logs, tokens = zip(*pieces, strict=True)
+        tell(torch.cat(logs), self._logs_HX, turns_1)
+        tell(torch.cat(tokens), self._tokens_HX, turns_1)
 
     def read(self, turn: int, rows: int, firsts: IntArray) -> Scores:
         """What the round of that turn told, once it is over."""
-        turn = turn % len(self._logs_HX)
-        logs = self._logs_HX[turn, : rows * (1 + self._top)].view(rows, -1).double().numpy()
-        tokens = self._tokens_HX[turn, : rows * self._top].view(rows, self._top).numpy().copy()
-        return Scores(logs[:, 0], tokens, logs[:, 1:], firsts)
+        turn, width = turn % len(self._logs_HX), rows * (1 + self._top)
+        logs = self._logs_HX[turn, :width].view(rows, -1).double().numpy()
+        tokens = self._tokens_HX[turn, :width].view(rows, -1).numpy().copy()
+        return Scores(own_T=logs[:, 0], ranks_T=tokens[:, 0], tokens_TK=tokens[:, 1:], logs_TK=logs[:, 1:], firsts_M=firsts)

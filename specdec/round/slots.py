@@ -35,6 +35,7 @@ class Needs(IntFlag):
     EDITED = auto()
     SCORED = auto()
     RESTRICTED = auto()  # it may not use every drafter
+    PROMPT_SCORED = auto()  # while it reads its prompt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,6 +163,7 @@ class Slots:
             | Needs.EDITED * (bool(entries) or sampling.has_penalties)
             | Needs.SCORED * (sampling.logprobs is not None)
             | Needs.RESTRICTED * restricted
+            | Needs.PROMPT_SCORED * (sampling.prompt_logprobs is not None)
         )
 
     def set_pages(self, slots: Sequence[int], indices: Sequence[int], pages: Sequence[int]) -> None:

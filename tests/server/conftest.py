@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp.test_utils import TestClient
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 from openai import AsyncOpenAI
 
 from specdec.assemble import Assembled
 from specdec.models.source import Source
+from specdec.server.app import create_app, make_runner
 from specdec.text.tokenizer import Tokenizer
 from tests.server.fake_engine import MODEL, FakeEngine, assembled_with
 
@@ -55,13 +57,19 @@ def assembled(engine: FakeEngine, tokenizer: Tokenizer) -> Assembled:
     return assembled_with(engine, tokenizer)
 
 
+class OwnServer(TestServer):
+    """Runs an application as `specdec serve` does."""
+
+    async def _make_runner(self, **_kwargs: Any) -> web.AppRunner:
+        return make_runner(self.app)
+
+
 @pytest.fixture
 def start(assembled: Assembled, aiohttp_client: Callable[..., Awaitable[Client]]) -> Start:
     """`await start(api_key=..., served_model_name=...)` gives a client of a server with these options."""
-    from specdec.server.app import create_app
 
     async def go(**options: Any) -> Client:
-        return await aiohttp_client(create_app(assembled, **options))
+        return await aiohttp_client(OwnServer(create_app(assembled, **options)))
 
     return go
 

@@ -11,13 +11,13 @@ from typing import cast
 from specdec.assemble import Assembled
 from specdec.config import EngineConfig
 from specdec.engine.admission import Admission
-from specdec.engine.engine import EngineStatus
 from specdec.engine.metrics import EngineMetrics
-from specdec.engine.output import emit
+from specdec.engine.output import emit, finish_prompt, tell_prompt_logprobs
 from specdec.engine.sequence import Sequence, Sink
+from specdec.engine.statistics import EngineStatus
 from specdec.errors import ConfigError, RequestError
 from specdec.progress import Progress
-from specdec.request import FinishReason, Request, RequestOutput, SpeculationStats, TokenLogprob
+from specdec.request import FinishReason, Request, RequestOutput, SamplingDefaults, SpeculationStats, TokenLogprob
 from specdec.text.tokenizer import TextStream, Tokenizer
 from tests.conftest import TEMPLATE, tiny_tokenizer
 
@@ -36,6 +36,7 @@ STATS = SpeculationStats(
     accepted_by_drafter={"prediction": 2, "ngram": 2},
 )
 NUM_CACHED = 3
+_NO_DEFAULTS = SamplingDefaults()
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,10 @@ class FakeEngine:
             self._finish(running, RequestOutput(request_id=sequence.request_id, finish_reason=reason, error="out of luck"))
             return
         said = list(itertools.islice(running.answer, self._room(running)))
-        said_now = emit(sequence, said)
+        said_now = emit(sequence, said) if sequence.wants_tokens else finish_prompt(sequence)
+        if (asked := sequence.sampling.prompt_logprobs) is not None and not sequence.prompt_told:
+            sequence.prompt_logprobs = [logprob(token, asked, 1) for token in sequence.request.prompt_ids[1:]]
+            tell_prompt_logprobs(sequence, said_now)
         wanted = sequence.sampling.logprobs
         if wanted is not None:
             said_now.logprobs = tuple(logprob(token, wanted) for token in said_now.token_ids)
@@ -212,17 +216,24 @@ def flood_of(script: Script) -> str:
     return "".join(str(number % 10) * size for number in range(1, rounds + 1))
 
 
-def logprob(token: int, wanted: int) -> TokenLogprob:
+def logprob(token: int, wanted: int, rank: int | None = None) -> TokenLogprob:
     """What the fake engine says of each token: likely, and three others less so."""
     top = [(token, -0.25), *((other, -2.0 - other) for other in (10, 11, 12) if other != token)]
-    return TokenLogprob(token, -0.25, tuple(top[:wanted]))
+    return TokenLogprob(token, -0.25, tuple(top[:wanted]), rank)
 
 
-def assembled_with(engine: FakeEngine, tokenizer: Tokenizer) -> Assembled:
+def assembled_with(engine: FakeEngine, tokenizer: Tokenizer, defaults: SamplingDefaults = _NO_DEFAULTS) -> Assembled:
     """What the server is given of an engine."""
     config = EngineConfig(model=MODEL, max_model_len=MAX_MODEL_LEN)
     parts = SimpleNamespace(
-        engine=engine, tokenizer=tokenizer, model_name=MODEL, config=config, drafters=DRAFTERS, dtype="float32", device="cpu"
+        engine=engine,
+        tokenizer=tokenizer,
+        model_name=MODEL,
+        config=config,
+        drafters=DRAFTERS,
+        dtype="float32",
+        device="cpu",
+        sampling_defaults=defaults,
     )
     return cast(Assembled, parts)
 

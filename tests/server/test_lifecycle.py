@@ -205,7 +205,7 @@ async def test_a_slow_body_holds_nobody_up(client: Client) -> None:
         await sent.wait()
         yield b'"prompt": "hello"}'
 
-    slow = asyncio.create_task(client.post(COMPLETION, data=slowly()))
+    slow = asyncio.create_task(client.post(COMPLETION, data=slowly(), headers={"Content-Type": "application/json"}))
     assert await answer_of(client, "hello") == ANSWER
     sent.set()
     assert (await slow).status == 200

@@ -82,10 +82,10 @@ async def test_it_serves_and_counts(client: Client) -> None:
 
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_what_the_engine_refuses_is_refused_before_anything_is_sent(client: Client, streamed: bool) -> None:
-    response = await client.post(CHAT, json=body("hello", stream=streamed, max_tokens=9999))
+    response = await client.post(CHAT, json=body("hello", stream=streamed, stop_token_ids=[9999]))
     assert (response.status, response.content_type) == (400, "application/json")
     error = await error_of(response)
-    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "max_tokens", "context_length_exceeded")
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "stop_token_ids", "invalid_value")
     response = await client.post(COMPLETION, json={"model": MODEL, "prompt": [40] * 2_000_000, "stream": streamed})
     assert (await error_of(response))["message"].startswith(f"This server's context holds {MAX_MODEL_LEN} tokens")
     assert await answer_of(client, "hello") == ANSWER

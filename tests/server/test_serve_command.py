@@ -197,7 +197,7 @@ def test_lines_of_the_log_are_objects_where_that_is_asked(tmp_path: Path) -> Non
         with command.ask("hello", stream=True, n=2) as response:
             response.read()
         with pytest.raises(urllib.error.HTTPError):
-            command.ask("hello", max_tokens=9999)
+            command.ask("hello", stop_token_ids=[9999])
         with socket.create_connection(("127.0.0.1", command.port)) as other:
             other.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
             other.recv(100)

@@ -39,7 +39,11 @@ def test_counters_follow_a_request() -> None:
         'specdec:kv_cache_usage_perc{model_name="tiny"} 0.25',
         'specdec:request_success_total{finished_reason="length",model_name="tiny"} 1.0',
         'specdec:time_to_first_token_seconds_count{model_name="tiny"} 1.0',
-        'specdec:inter_token_latency_seconds_count{model_name="tiny"} 1.0',
+        'specdec:inter_token_latency_seconds_count{model_name="tiny"} 2.0',
+        'specdec:request_time_per_output_token_seconds_count{model_name="tiny"} 1.0',
+        'specdec:request_prompt_tokens_sum{model_name="tiny"} 3.0',
+        'specdec:request_generation_tokens_sum{model_name="tiny"} 5.0',
+        'specdec:prefix_cache_queries_total{model_name="tiny"} 3.0',
     ):
         assert line in text, line
     assert 'position="2"' not in text

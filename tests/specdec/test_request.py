@@ -27,16 +27,19 @@ def test_seeds_of_choices() -> None:
         ("top_p", 1.1),
         ("min_p", 1.5),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-40),
         ("presence_penalty", 2.5),
         ("frequency_penalty", -2.5),
         ("logit_bias", {1: 101.0}),
         ("logit_bias", {-1: 1.0}),
         ("seed", -2),
         ("seed", 2**63),
-        ("max_tokens", 0),
+        ("max_tokens", -1),
         ("min_tokens", 17),
         ("stop", ("",)),
         ("logprobs", 21),
+        ("prompt_logprobs", -1),
+        ("prompt_logprobs", 21),
     ],
 )
 def test_what_is_out_of_range_is_named(field: str, value: Any) -> None:
@@ -44,6 +47,11 @@ def test_what_is_out_of_range_is_named(field: str, value: Any) -> None:
         SamplingParams(**{field: value})
     assert refused.value.param == field
     assert field in refused.value.message
+
+
+@pytest.mark.parametrize(("temperature", "greedy"), [(0.0, True), (5e-324, True), (1e-39, True), (9e-6, True), (1e-3, False)])
+def test_a_temperature_too_small_to_divide_by_is_greedy(temperature: float, greedy: bool) -> None:
+    assert SamplingParams(temperature=temperature).greedy == greedy
 
 
 def test_a_prompt_has_a_token_and_a_tree_a_root() -> None:

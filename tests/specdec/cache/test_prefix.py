@@ -2,7 +2,7 @@
 
 import pytest
 
-from specdec.cache.prefix import PrefixIndex
+from specdec.cache.prefix import PrefixIndex, salted_root
 
 
 def test_whole_pages_of_the_same_history_only() -> None:
@@ -39,3 +39,11 @@ def test_forgetting_what_is_not_known_changes_nothing() -> None:
     assert index.match([3, 5]) == [4]
     with pytest.raises(KeyError):
         index.digest(8)
+
+
+def test_salts_keep_histories_apart() -> None:
+    index = PrefixIndex(2)
+    for page, salt in enumerate(("", "a", "b")):
+        index.add(salted_root(salt), [1, 2], page)
+    assert [index.match([1, 2, 3], salted_root(salt)) for salt in ("", "a", "b", "c")] == [[0], [1], [2], []]
+    assert index.match([1, 2]) == [0]

@@ -11,7 +11,7 @@ from specdec.kernels.tree_walk import Accepted
 from specdec.round.outcome import Outcome
 from specdec.round.plan import RoundShape
 from specdec.round.sample.draw import Nucleus
-from specdec.round.scores import ScoreRing
+from specdec.round.scores import ScoreRing, emitted_tokens
 from tests.specdec.conftest import plan_of
 
 NODES = 4
@@ -84,12 +84,13 @@ def test_logprobs_are_those_of_the_token_that_each_kept_row_emitted(turn: int) -
         chosen_T=torch.zeros(7, dtype=torch.int64),
     )
     ring = ScoreRing(16, 3, 30, torch.device("cpu"))
-    has_tree, turns = torch.tensor([True, True, False]), torch.tensor([turn])
-    ring.tell(logs, accepted, has_tree, turns)
-    ring.tell(logs * 2, accepted, has_tree, turns + 1)
+    tokens, turns = emitted_tokens(accepted, torch.tensor([True, True, False]), 7).clamp(min=0), torch.tensor([turn])
+    ring.tell([ring.score(logs[:3], tokens[:3]), ring.score(logs[3:], tokens[3:])], turns)
+    ring.tell([ring.score(logs * 2, tokens)], turns + 1)
     scores = ring.read(turn, 7, np.array([0, 4, 7]))
     for row, token in ((0, 11), (2, 12), (4, 29)):
         assert scores.own_T[row] == logs[row, token]
+        assert scores.ranks_T[row] == 1 + int((logs[row] > logs[row, token]).sum())
     best = logs.sort(dim=-1, descending=True, stable=True)
     assert scores.tokens_TK.tolist() == best.indices[:, :20].tolist()
     assert scores.logs_TK.tolist() == best.values[:, :20].tolist()
