@@ -193,7 +193,8 @@ def test_lines_of_the_log_are_objects_where_that_is_asked(tmp_path: Path) -> Non
     with serving(tmp_path, "build", log_format="JSON", log_level="INFO") as command:
         command.wait_for("/v1")
         with command.ask("hello") as response:
-            call = json.load(response)["id"]
+            call = response.headers["X-Request-Id"]
+            response.read()
         with command.ask("hello", stream=True, n=2) as response:
             response.read()
         with pytest.raises(urllib.error.HTTPError):
