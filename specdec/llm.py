@@ -45,6 +45,18 @@ class Completion:
             self.stats = output.stats or self.stats
 
 
+def complete(completions: Sequence[Completion]) -> Sequence[Completion]:
+    """The same, for who has no use for a part of them.
+
+    Raises:
+        RoundError: one of the requests failed.
+    """
+    for completion in completions:
+        if completion.error is not None:
+            raise RoundError(completion.error)
+    return completions
+
+
 class LLM:
     """A model with its engine, driven by the caller's own thread.
 
@@ -71,11 +83,11 @@ class LLM:
         return LLM(build(config, progress, drafters=drafters))
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Run all requests to their end, in the order given.
+        """Run all requests to their end; completions in the order given. One that failed says so in its `error`.
 
         Raises:
             RequestError: one of them can never be served; none has run then.
-            RoundError: one of them failed.
+            DeviceError: no request will be served any more.
         """
         completions = {request.request_id: Completion(request_id=request.request_id) for request in requests}
         started = time.perf_counter()
@@ -91,9 +103,6 @@ class LLM:
         except BaseException:
             self._abandon(requests)
             raise
-        for completion in completions.values():
-            if completion.error is not None:
-                raise RoundError(completion.error)
         return list(completions.values())
 
     def stream(self, request: Request) -> Generator[RequestOutput, None, None]:

@@ -3,8 +3,8 @@
 Keys are visited in tiles of one page, each key in the lane of its absolute position; tiles at fixed positions form a split,
 whose tiles run through one online softmax, and splits merge in ascending order. Where a key is read from (its page, a scratch
 entry), which rows share a program and whether splits merge in registers or through memory are free choices: a masked lane
-adds nothing whatever lies there, row sums are matrix products with ones (one order of addition in every tile shape), and multiplications and
-additions are never contracted.
+adds nothing, whatever lies there, row sums are matrix products with ones (one order of addition in every tile shape), and
+multiplications and additions are never contracted.
 
 A program holds `ROWS` neighbouring rows times the query heads of one kv head. Legend: R rows, S sequences, P pages of the
 longest sequence, D depths, H query heads.

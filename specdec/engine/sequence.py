@@ -52,6 +52,8 @@ class Sequence:
     num_enqueued: int = 0  # of those, how many are read or underway
     ahead: int = 0  # tokens that the trees underway may add at most
     trees_underway: int = 0
+    suspect: bool = False  # a round that it was in has failed, and it has given no token since
+    spoilt: bool = False  # its prompt has rows that are not finite, so that its pages are nothing for others
     epoch: int = 0  # counts its stays in slots, so that what is underway for an earlier one is void
     digests: list[bytes] = field(default_factory=list)  # of the full pages, for the prefix index
     num_prefix_hits: int = 0  # prompt tokens found in the prefix cache when first admitted

@@ -22,7 +22,9 @@ from specdec.kernels.tree_select import MAX_NODES
 from specdec.round.sample.draw import Nucleus
 
 MOST_TREE_ROWS = 256  # of all members together
-ROW_BUCKETS: tuple[int, ...] = tuple(rows for rows in COST_BUCKETS.tolist() if rows <= MOST_TREE_ROWS)  # tree rows of recorded rounds
+ROW_BUCKETS: tuple[int, ...] = tuple(
+    rows for rows in COST_BUCKETS.tolist() if rows <= MOST_TREE_ROWS
+)  # tree rows of recorded rounds
 # prompt rows of a recorded round; beyond, multiples of the first
 CHUNK_BUCKETS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 _FEWEST_PAGES = 4

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,9 +22,11 @@ from specdec.draft.protocol import Drafter, DraftView, ObserveView, Starter
 from specdec.kernels.commit import Verified, commit
 from specdec.kernels.logit_edits import edit_logits
 from specdec.kernels.tree_rows import Layout, TreeRows
-from specdec.kernels.tree_select import MAX_NODES, Trees
+from specdec.kernels.tree_select import MAX_NODES
 from specdec.round.accept.base import AcceptanceRule, Accepted, Verification
+from specdec.round.chunks import ChunkRing
 from specdec.round.drafts import Drafting, SharedNoiseRanking
+from specdec.round.faults import check_device
 from specdec.round.forward import Forward
 from specdec.round.graphs import Graphs
 from specdec.round.outcome import Outcome, outcome_width
@@ -39,7 +41,7 @@ from specdec.round.plan import (
     power_of_two,
     row_bucket,
 )
-from specdec.round.rows import Entries, lay_out
+from specdec.round.rows import Entries, lay_out, trim
 from specdec.round.sample.draw import Nucleus
 from specdec.round.sample.logprobs import log_probs
 from specdec.round.scores import ScoreRing
@@ -110,6 +112,7 @@ class Round:
         self._told_HX = torch.zeros(TURNS_KEPT, most_told, dtype=torch.int64, pin_memory=on_gpu)
         self._read_HX = self._told_HX.numpy()  # the same memory
         self._scores = ScoreRing(MOST_TREE_ROWS, TURNS_KEPT, forward.model.config.vocab_size, self._device)
+        self._chunks = ChunkRing(members, TURNS_KEPT, self._device)
         self._done = [torch.cuda.Event(enable_timing=True) for _ in range(TURNS_KEPT)] if on_gpu else []  # type: ignore[no-untyped-call]
         self._underway: deque[_Underway] = deque()
         self.graphs = Graphs(self._launch, self._device, lambda shape: shape.chunk <= GRAPH_CHUNK)
@@ -137,18 +140,16 @@ class Round:
             group: whose it is; what drafters learn from one group is not offered to another.
         """
         self._last_key = None
+        starter = Starter(occupant.tokens, occupant.num_prompt_tokens, occupant.sampling, occupant.prediction_ids, group)
+        allowed &= ~self.drafting.crew.enter(slot, starter)
         self.slots.enter(slot, occupant, allowed, allowed != (1 << len(self.drafting.names.names)) - 1)
         self.caches.enter(slot, occupant.position, occupant.mark)
-        starter = Starter(occupant.tokens, occupant.num_prompt_tokens, occupant.sampling, occupant.prediction_ids, group)
-        for drafter in self.drafting.drafters:
-            drafter.enter(slot, starter)
 
     @torch.inference_mode()
     def leave(self, slot: int, output: Sequence[int]) -> None:
         """A sequence is over; drafters may learn from `output`."""
         self._last_key = None
-        for drafter in self.drafting.drafters:
-            drafter.leave(slot, output)
+        self.drafting.crew.leave(slot, output)
 
     def widen(self, slot: int) -> bool:
         """Look at wide nuclei as well in what a slot's next rounds draw; False where it has no nucleus."""
@@ -202,11 +203,18 @@ class Round:
             told[:] = 0
             told[:, 1] = 1
         scores = self._scores.read(entry.turn, shape.trees, entry.firsts) if shape.scored and shape.trees else None
-        return Outcome.read(told, entry.plan, shape, entry.seconds, scores, entry.drafting_seconds)
+        chunks_sound = self._chunks.read(entry.turn, len(entry.plan)) if shape.chunk else None
+        return Outcome.read(told, entry.plan, shape, entry.seconds, scores, entry.drafting_seconds, chunks_sound)
 
     def discard(self) -> None:
-        """Forget the rounds underway, after one of them failed."""
+        """Forget the rounds underway, after one of them failed.
+
+        Raises:
+            DeviceError: no other will succeed.
+        """
         self._underway.clear()
+        self._last_key = None
+        check_device(self._device)
         with torch.inference_mode():
             self._turns_1.fill_(self._turn)  # it may have been counted on one side only
 
@@ -240,7 +248,7 @@ class Round:
             scored=Needs.SCORED in needs,
             restricted=Needs.RESTRICTED in needs and plan.drafting,
             lists=slots.list_room,
-            keepers=tuple(drafter.shape for drafter in self.drafting.drafters),
+            keepers=self.drafting.crew.shapes,
         )
 
     def page_bucket(self, count: int, members: int) -> int:
@@ -275,18 +283,19 @@ class Round:
             self._drafting_seconds = time.perf_counter() - started
         self._trimmed = None
         if verified is not None and not self.fixed_shapes:
-            tables, shape, verified = _trim(tables, shape, verified)
+            tables, shape, verified = trim(tables, shape, verified)
             self._trimmed = tables.layout
         trees = verified.trees if verified is not None else None
         rows, tree_rows = lay_out(self.slots.texts, tables, shape, trees, self._turns_1, self._entries)
         self.caches.begin(rows)
         hidden_RE, captured = self.forward(rows, self._reads)
+        if shape.chunk:
+            self._chunks.tell(hidden_RE[: shape.chunk], tables.chunk_members_C, shape.members, self._turns_1)
         accepted = None
         if shape.trees:
             accepted = self._accept(shape, tables, tree_rows, hidden_RE, verified, laws)
-        for drafter in self.drafting.drafters:
-            hidden = {name: captured[name] for name in drafter.reads}
-            drafter.observe(ObserveView(view=view, rows=rows, trees=tree_rows, hidden=hidden, accepted=accepted))
+        observed = ObserveView(view=view, rows=rows, trees=tree_rows, hidden=captured, accepted=accepted)
+        self.drafting.crew.observe(observed)
         if accepted is not None:
             if shape.drafting and shape.nodes > 1:
                 self.caches.move(rows, tree_rows, accepted, tables.layout.nodes_M)
@@ -368,22 +377,3 @@ class Round:
 def _members_bucket(count: int, fixed: bool) -> int:
     """Members of one kind, of which attention's launches need to know no more than about how many there are."""
     return power_of_two(count) if fixed and count else count
-
-
-def _trim(tables: PlanTables, shape: RoundShape, verified: Verified) -> tuple[PlanTables, RoundShape, Verified]:
-    """As many rows as there are nodes, for a device that computes when it is told to and knows the counts."""
-    layout, trees = tables.layout, verified.trees
-    nodes_M = torch.where(layout.nodes_M > 0, trees.counts_M + 1, 0)
-    trees_T = torch.repeat_interleave(torch.arange(len(nodes_M), device=nodes_M.device), nodes_M)
-    largest = max(int(nodes_M.max()), 1)
-    trimmed = replace(layout, nodes_M=nodes_M, firsts_M=nodes_M.cumsum(0) - nodes_M, trees_T=trees_T)
-    kept = Trees(
-        trees.tokens_MN[:, :largest].contiguous(),
-        trees.parents_MN[:, :largest].contiguous(),
-        trees.picks_MN[:, :largest].contiguous(),
-        trees.counts_M,
-        trees.offers_M,
-        trees.survivals_MO,
-    )
-    changed = tables.with_layout(trimmed)
-    return changed, shape._replace(nodes=largest, trees=len(trees_T)), Verified(verified.candidates, kept)

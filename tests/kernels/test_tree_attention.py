@@ -219,7 +219,8 @@ def test_what_cannot_be_computed_reaches_only_those_who_see_it(
     histories = [history_entries(tables, row)[-(window or 999) :] for row in range(len(q))]
 
     def attended(keys: Tensor, values: Tensor) -> Tensor:
-        return kernel.tree_attention_triton(q, keys, values, tables, scale=0.25, window=window, plan=chosen)
+        found: Tensor = kernel.tree_attention_triton(q, keys, values, tables, scale=0.25, window=window, plan=chosen)
+        return found
 
     whole = attended(cache.keys, cache.values)
     for row in (2, 5, tables.num_chunk + 1):  # of the first prompt, of the second, of a tree off its spine
