@@ -250,7 +250,7 @@ class Engine:
             prediction_ids=sequence.request.prediction_ids,
         )
         self._round.enter(sequence.slot, occupant, self._allowed(sequence))
-        self._planner.enter(sequence.slot, sequence.sampling.temperature)
+        self._planner.enter(sequence.slot, 0.0 if sequence.sampling.greedy else sequence.sampling.temperature)
         if not sequence.admitted:
             sequence.admitted = True
             self.metrics.on_start(sequence)

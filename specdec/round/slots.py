@@ -24,6 +24,9 @@ from specdec.round.sample.truncation import Truncation
 from specdec.round.transfer import to_device, write
 
 _FEW_ENTRIES = 64  # of a list; the lists of all slots grow when a request brings more
+# as what a lower repetition penalty counts: what has stood before wins by so much in float32 already that noise turns nothing, and
+# logits over it and the least temperature are still finite
+_LEAST_REPETITION = 1e-12
 _ALWAYS = 1 << 62  # a position that no token reaches
 
 
@@ -149,7 +152,8 @@ class Slots:
         top_k = min(sampling.top_k or size, size) if truncated else size
         write(self._ints_FS[:, slot], [sampling.seed, top_k, len(entries), allowed])
         temperature = 1.0 if sampling.greedy else sampling.temperature
-        penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+        repetition = max(sampling.repetition_penalty, _LEAST_REPETITION)
+        penalties = (repetition, sampling.presence_penalty, sampling.frequency_penalty)
         write(self._floats_FS[:, slot], [temperature, *penalties])
         write(self._doubles_FS[:, slot], [sampling.top_p, sampling.min_p] if truncated else [1.0, 0.0])
         write(self._bools_FS[:, slot], [not sampling.greedy, truncated, sampling.has_penalties])
