@@ -36,7 +36,7 @@ def plan_round(turns: SequenceOf[Turn], planner: Planner, scheduler: Scheduler, 
         pages=max([len(turn.sequence.pages) for turn in turns]),
         odds=budgets.odds,
         least=budgets.least,
-        drafting=budgets.drafting and not turns[0].sequence.suspect,
+        drafting=budgets.drafting,
         marks=marks,
         mark_slots=mark_slots,
     )

@@ -24,8 +24,8 @@ from specdec.round.sample.truncation import Truncation
 from specdec.round.transfer import to_device, write
 
 _FEW_ENTRIES = 64  # of a list; the lists of all slots grow when a request brings more
-# as what a lower repetition penalty counts: what has stood before wins by so much in float32 already that noise turns nothing, and
-# logits over it and the least temperature are still finite
+# What a lower repetition penalty counts as. What has stood before wins by so much already that noise turns nothing, and logits
+# over this and the least temperature are finite in float32
 _LEAST_REPETITION = 1e-12
 _ALWAYS = 1 << 62  # a position that no token reaches
 

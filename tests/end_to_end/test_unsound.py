@@ -103,3 +103,21 @@ def test_pages_of_who_left_in_time_spoil_nobody(poisoned: Stage, depth: int) -> 
         assert found[request.request_id].finish_reason is FinishReason.ABORT
     for request in requests:
         hold(found[request.request_id], plain[request.request_id])
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_prompt_is_judged_before_its_pages_are_found(poisoned: Stage, depth: int) -> None:
+    """It is read in chunks of 20 tokens, and nobody else hears of what lies behind its bad token, however long it goes on."""
+    llm = poisoned.llm(depth=depth, chunk_tokens=20)
+    size = poisoned.page_size
+    for place in (3, 25):
+        llm.engine.submit(bad(f"at {place}", place), lambda _: None)
+        known = len(llm.engine._scheduler._prefix or ())
+        for _ in range(2 + depth):
+            llm.engine.step()
+        running = llm.engine._scheduler.running
+        assert [sequence.spoilt for sequence in running] == [True]
+        assert len(llm.engine._scheduler._prefix or ()) - known == place // 20 * 20 // size
+        llm.engine.abort(f"at {place}")
+        while llm.engine.step():
+            pass

@@ -25,8 +25,8 @@ def read_logs(logs_NV: Tensor, tokens_N: Tensor, top: int) -> tuple[Tensor, Tens
 
 
 def most_likely(logs_NV: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """The `top` largest of each row in descending order and their tokens, equal ones by ascending token: also where only some of
-    those that equal the last find room, of which `topk` takes any."""
+    """The `top` largest of each row in descending order and their tokens, equal ones by ascending token. Of those that equal
+    the last, `topk` takes any; here the lower ones are among them."""
     vocab_size = logs_NV.shape[1]
     logs_NK, tokens_NK = sort_descending(logs_NV, top)
     if top in (0, vocab_size):
