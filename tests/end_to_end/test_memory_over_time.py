@@ -5,6 +5,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,13 +21,11 @@ def of_all_kinds() -> Iterator[Request]:
     """Tiny ones, no two alike: every sampling, stops, biases, predictions, wishes, prompts known and new."""
     draw = random.Random(0)
     for number, sampling in zip(itertools.count(), itertools.cycle(SAMPLINGS), strict=False):
+        params: dict[str, Any] = {"max_tokens": draw.randrange(1, 6), "stop": ("the",) * draw.randrange(2), "ignore_eos": True}
         yield Request(
             request_id=str(number),
             prompt_ids=tuple(draw.randrange(3, 250) for _ in range(draw.randrange(1, 40))),
-            sampling=SamplingParams(
-                **{"max_tokens": draw.randrange(1, 6), "stop": ("the",) * draw.randrange(2), "ignore_eos": True}
-                | {name: value for name, value in sampling.items() if name != "min_tokens"}
-            ),
+            sampling=SamplingParams(**params | sampling | {"min_tokens": 0}),
             speculation=SpeculationParams(drafter=draw.choice((None, "ngram")), max_nodes=draw.choice((None, 1, 3))),
             prediction_ids=tuple(draw.randrange(3, 250) for _ in range(draw.randrange(3))),
         )

@@ -70,8 +70,8 @@ def edited(logits_TV: Tensor, edit: Callable[..., None]) -> tuple[Tensor, ...]:
 
 def experts(x_RE: Tensor) -> tuple[Tensor, ...]:
     gate_up, down = random(4, 2 * 24, HIDDEN, seed=2), random(4, HIDDEN, 24, seed=3)
-    layers = [[pack(weight.contiguous()) for weight in part] for part in (gate_up, down)]
-    return (moe(x_RE, pack(random(4, HIDDEN, seed=1)), *layers, 2, True),)
+    packed_gate_up, packed_down = ([pack(weight.contiguous()) for weight in part] for part in (gate_up, down))
+    return (moe(x_RE, pack(random(4, HIDDEN, seed=1)), packed_gate_up, packed_down, 2, True),)
 
 
 def experts_triton(x_RE: Tensor) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from specdec.engine.engine import EngineStatus
 from specdec.engine.metrics import EngineMetrics
 from specdec.engine.output import emit
 from specdec.engine.sequence import Sequence, Sink
-from specdec.errors import ConfigError, RequestError
+from specdec.errors import ConfigError, DeviceError, RequestError
 from specdec.progress import Progress
 from specdec.request import FinishReason, Request, RequestOutput, SpeculationStats, TokenLogprob
 from specdec.text.tokenizer import TextStream, Tokenizer
@@ -46,7 +46,7 @@ class Script:
     per_step: int = 3
     pause_after: int | None = None  # says no more until `resume` or an abort
     fail_after: int | None = None  # then its round fails
-    crash: bool = False  # the engine dies of it
+    crash: type[Exception] | None = None  # the engine dies of it
     sleep: float = 0.0  # seconds that its rounds take
     flood: tuple[int, int] = (0, 0)  # instead of an answer: so many characters a round, so many rounds
     spoilt: bool = False  # what it says cannot be sent
@@ -168,8 +168,8 @@ class FakeEngine:
 
     def _say(self, running: _Running) -> None:
         script, sequence = running.script, running.sequence
-        if script.crash:
-            raise RuntimeError("the script says so")
+        if script.crash is not None:
+            raise script.crash("the script says so")
         time.sleep(script.sleep)
         running.num_said += 1
         if script.flood[0]:
@@ -233,7 +233,8 @@ def banner(assembled: Assembled) -> str:
 
 SCRIPTS = {
     "stall": Script(pause_after=6),
-    "crash": Script(crash=True),
+    "crash": Script(crash=RuntimeError),
+    "dead": Script(crash=DeviceError),
     "sleep": Script(sleep=60.0),
     "flood": Script(flood=(1 << 23, 3)),
     "spoilt": Script(spoilt=True),
