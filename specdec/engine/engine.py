@@ -14,7 +14,7 @@ from specdec.engine.admission import Admission
 from specdec.engine.learning import learn
 from specdec.engine.metrics import EngineMetrics
 from specdec.engine.output import aborted_output, emit, read_logprobs
-from specdec.engine.planning import plan_round
+from specdec.engine.planning import occupant_of, plan_round
 from specdec.engine.scheduler import Scheduler
 from specdec.engine.sequence import NO_SLOT, HostWork, Sequence, Sink, Turn
 from specdec.engine.statistics import count_drafts, count_step
@@ -24,7 +24,6 @@ from specdec.round.faults import is_out_of_memory
 from specdec.round.outcome import Outcome
 from specdec.round.round import Round
 from specdec.round.sample.draw import Nucleus
-from specdec.round.slots import Occupant
 from specdec.text.tokenizer import TextStream, Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -239,17 +238,7 @@ class Engine:
 
     def _enter(self, sequence: Sequence, mark: int | None) -> None:
         """A sequence takes its slot on the device."""
-        occupant = Occupant(
-            tokens=sequence.tokens,
-            num_prompt_tokens=sequence.num_prompt_tokens,
-            sampling=sequence.sampling,
-            stop_ids=sequence.stop_ids,
-            pages=sequence.pages,
-            position=sequence.num_cached,
-            mark=mark,
-            prediction_ids=sequence.request.prediction_ids,
-        )
-        self._round.enter(sequence.slot, occupant, self._allowed(sequence))
+        self._round.enter(sequence.slot, occupant_of(sequence, mark), self._allowed(sequence))
         self._planner.enter(sequence.slot, 0.0 if sequence.sampling.greedy else sequence.sampling.temperature)
         if not sequence.admitted:
             sequence.admitted = True

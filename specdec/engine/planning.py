@@ -1,4 +1,4 @@
-"""From the turns of a round to its plan: how many nodes each tree gets, as far as there are pages for them."""
+"""What a round is told: who enters a slot, and of the turns a plan with as many nodes as there are pages for."""
 
 from collections.abc import Sequence as SequenceOf
 
@@ -9,6 +9,21 @@ from specdec.draft.planner import Planner
 from specdec.engine.scheduler import Scheduler
 from specdec.engine.sequence import Sequence, Turn
 from specdec.round.plan import MOST_MARKS, RoundPlan
+from specdec.round.slots import Occupant
+
+
+def occupant_of(sequence: Sequence, mark: int | None) -> Occupant:
+    """A sequence as it enters its slot. mark: of its cached prefix, see `specdec.cache.kinds.CacheKind.enter`."""
+    return Occupant(
+        tokens=sequence.tokens,
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        sampling=sequence.sampling,
+        stop_ids=sequence.stop_ids,
+        pages=sequence.pages,
+        position=sequence.num_cached,
+        mark=mark,
+        prediction_ids=sequence.request.prediction_ids,
+    )
 
 
 def plan_round(turns: SequenceOf[Turn], planner: Planner, scheduler: Scheduler, context: int) -> RoundPlan:
