@@ -347,7 +347,7 @@ class Engine:
         Raises:
             DeviceError: the device has failed for good.
         """
-        rounds = [*turns, *(turn for round_ in self._underway for turn in round_)]
+        rounds = dict.fromkeys([*turns, *(turn for round_ in self._underway for turn in round_)])
         for turn in rounds:
             self._scheduler.settle_marks(turn, kept=False)
         lost = list(dict.fromkeys(turn.sequence for turn in rounds if turn.sequence.epoch == turn.epoch))
@@ -357,14 +357,13 @@ class Engine:
         except DeviceError as failure:
             self._failure = failure
             raise
-        if len(lost) == 1 and lost[0].suspect:
-            _log.error("A round of one request failed again.", exc_info=error)
-            self._fail(lost[0], f"The round failed: {error}")
-            return
         rows = sum(turn.chunk for turn in rounds)
         if is_out_of_memory(error) and rows and (smaller := self._scheduler.shrink_chunks(rows)):
             _log.warning("Memory ran out: prompts are read in chunks of %d tokens from now on.", smaller)
             self._scheduler.set_back(lost, suspect=False)
+        elif len(lost) == 1 and lost[0].suspect:
+            _log.error("A round of one request failed again.", exc_info=error)
+            self._fail(lost[0], f"The round failed: {error}")
         else:
             _log.error("A round failed; its requests are tried one by one.", exc_info=error)
             self._scheduler.set_back(lost, suspect=True)
