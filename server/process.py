@@ -5,6 +5,7 @@ leaves Ctrl-C to that one: a terminal sends it to both.
 """
 
 import gc
+import logging
 import multiprocessing
 import os
 import signal
@@ -17,13 +18,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from specdec.config import EngineConfig
-from specdec.errors import ConfigError, SpecdecError
+from specdec.errors import ConfigError, DeviceError, SpecdecError
 from specdec.progress import Advance, Progress
 from specdec.server.messages import Advanced, Decoder, EngineInfo, LoadingFailed, Ready, TaskBegun, TaskEnded, encode
 from specdec.server.worker import serve_engine
 
 if TYPE_CHECKING:
     from specdec.assemble import Assembled
+
+_log = logging.getLogger(__name__)
 
 _END_SECONDS = 10.0  # for the process to end by itself; rounds are shorter
 _RECEIVED_BYTES = 1 << 18
@@ -170,6 +173,9 @@ def _run(sock: socket.socket, build: Build, describe: Describe, prepare: Callabl
     try:
         _send(sock, Ready(EngineInfo.of(assembled), describe(assembled)))
         serve_engine(assembled.engine, sock)
+    except DeviceError as error:  # a supervisor may start another
+        _log.critical("%s", error)
+        raise SystemExit(1) from None
     finally:
         gc.unfreeze()  # some libraries complain of what is not freed at the end
 

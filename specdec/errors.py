@@ -30,4 +30,8 @@ class RequestError(SpecdecError, ValueError):
 
 
 class RoundError(SpecdecError, RuntimeError):
-    """A round failed; the requests that took part in it are lost, the engine is not."""
+    """A request failed in its round; it is lost, the engine is not."""
+
+
+class DeviceError(SpecdecError, RuntimeError):
+    """The device that rounds run on answers no more, and its engine serves nobody again; a new process may."""

@@ -68,6 +68,18 @@ class Completion:
             self.stats = output.stats or self.stats
 
 
+def complete(completions: Sequence[Completion]) -> Sequence[Completion]:
+    """The same, for who has no use for a part of them.
+
+    Raises:
+        RoundError: one of the requests failed.
+    """
+    for completion in completions:
+        if completion.error is not None:
+            raise RoundError(completion.error)
+    return completions
+
+
 class LLM:
     """A model with its engine, driven by its callers' threads, as many as there are: their requests share the rounds.
 

@@ -10,8 +10,10 @@ from typing import Any
 from specdec.errors import RequestError
 
 MAX_TOP_LOGPROBS = 20
+# Below it a request is greedy. Logits of models lie within a few hundred and ties within 1e-5 or so of them, which noise over a
+# lower temperature would not turn; and float32 holds no logit over 1e-38
+LEAST_TEMPERATURE = 1e-5
 _SEED_BITS = 63
-_GREEDY_BELOW = 1e-5  # a temperature under which the noise decides only between logits that differ by less than 1e-3
 _LEAST_REPETITION_PENALTY = 0.01  # logits are divided by it, and far smaller ones leave float32's range
 
 
@@ -32,7 +34,7 @@ class SamplingParams:
         RequestError: a value is out of its range; `param` names it.
     """
 
-    temperature: float = 1.0  # 0 is greedy
+    temperature: float = 1.0  # 0 is greedy, and so is what lies below LEAST_TEMPERATURE
     top_k: int = 0  # 0 keeps all
     top_p: float = 1.0
     min_p: float = 0.0
@@ -84,7 +86,7 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
-        return self.temperature < _GREEDY_BELOW
+        return self.temperature < LEAST_TEMPERATURE
 
     @property
     def has_penalties(self) -> bool:

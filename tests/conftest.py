@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, by whichever test comes first
 
 TinyCheckpoint = Callable[..., Path]
+_NO_NUMBER = 113  # fits a byte
 
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _MERGES = [("h", "e"), ("t", "he"), ("Ġ", "the"), ("i", "n"), ("Ġ", "a"), ("1", "2"), ("e", "r"), ("Ġ", "w")]
@@ -76,6 +77,24 @@ def _write_checkpoint(folder: Path, family: str, seed: int, overrides: dict[str,
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {"bos_token": _SPECIAL[1], "eos_token": _SPECIAL[2], "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special}))
+
+
+def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        made = make(*args, **kwargs)
+        if type(made) is torch.Tensor and made.device.type != "meta":
+            with torch.no_grad():
+                made.fill_(torch.nan if made.is_floating_point() else True if made.dtype == torch.bool else _NO_NUMBER)
+        return made
+
+    return poisoned
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that nobody has written holds NaN, and integers that are no place of anything."""
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
 
 
 @pytest.fixture(scope="session")

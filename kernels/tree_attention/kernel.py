@@ -3,8 +3,8 @@
 Keys are visited in tiles of one page, each key in the lane of its absolute position; tiles at fixed positions form a split,
 whose tiles run through one online softmax, and splits merge in ascending order. Where a key is read from (its page, a scratch
 entry), which rows share a program and whether splits merge in registers or through memory are free choices: a masked lane
-adds nothing, row sums are matrix products with ones (one order of addition in every tile shape), and multiplications and
-additions are never contracted.
+adds nothing, whatever lies there, row sums are matrix products with ones (one order of addition in every tile shape), and
+multiplications and additions are never contracted.
 
 A program holds `ROWS` neighbouring rows times the query heads of one kv head. Legend: R rows, S sequences, P pages of the
 longest sequence, D depths, H query heads.
@@ -124,61 +124,46 @@ def _attend_kernel(
         base = tl.load(p_bases + seq).to(tl.int32)
         high = tl.max(tl.where(mine, position, -1), 0)
         low = first
-        # every row sees the tiles whole that end here, and, with a window, begin at `windowed` or above
+        # every row sees the tiles whole that lie between these two, each a multiple of TILE
         whole = tl.min(tl.where(mine, position, tl.where(m_m, -1, 1 << 30)), 0) + 1
-        windowed = high - WINDOW + 1 if WINDOW > 0 else 0
+        windowed = low
         if WINDOW > 0:
             oldest = tl.min(tl.where(mine, position, 1 << 30), 0) - WINDOW + 1
             low = tl.maximum(low, oldest // TILE * TILE)
+            windowed = tl.maximum((high - WINDOW + TILE) // TILE * TILE, low)
         end = high + 1
         if not FUSED:
             end = tl.minimum(split_start(split + 1), end)
-        tree_start = tl.minimum(tl.maximum(base // TILE * TILE, low), end)
-        # tiles below the base, whose keys are all there, and which the compiler loads ahead; then those that reach above it
-        for start in tl.range(low, tree_start, TILE, num_stages=STAGES):
-            key = start + lane
-            at_page = _page_keys(p_pages + seq * P, key, start, kv_head, KV_HEADS, PAGE)
+        whole = tl.maximum(tl.minimum(tl.minimum(base, whole) // TILE * TILE, end), low)
+        if WINDOW > 0:
+            windowed = tl.maximum(tl.minimum(windowed, end), low)
+            whole = tl.maximum(whole, windowed)
+            for start in tl.range(low, windowed, TILE, num_stages=1):
+                top, totals, acc = _masked_tile(
+                    b_q, p_k, p_v, p_pages + seq * P, p_ancestors, top, totals, acc, start, row, position, mine, base, high, D,
+                    kv_head, KV_HEADS, HEAD_DIM, BLOCK_DIM, PAGE, TILE, SCALE, WINDOW, SOFTCAP,
+                )  # fmt: skip
+                if FUSED and split_of(start + TILE) != split_of(start):
+                    all_top, all_total, all_acc = merge_step(all_top, all_total, all_acc, top, tl.max(totals, 1), acc)
+                    top, totals, acc = _no_keys(BLOCK_M, BLOCK_DIM)
+        # nothing is hidden in these, and the compiler loads them ahead
+        for start in tl.range(windowed, whole, TILE, num_stages=STAGES):
+            at_page = _page_keys(p_pages + seq * P, start + lane, start, kv_head, KV_HEADS, PAGE)
             at_kv = at_page[:, None] * HEAD_DIM + d[None, :]
             b_k = tl.load(p_k + at_kv, m_d[None, :], other=0.0)
             b_v = tl.load(p_v + at_kv, m_d[None, :], other=0.0)
-            s = scores(b_q, b_k, SCALE, SOFTCAP)
-            # Triton 3.6 cannot compile the branch for larger blocks
-            if BLOCK_M > 128 or (start + TILE > whole) | (start < windowed):
-                s = tl.where(_visible(mine, key, position, WINDOW), s, float("-inf"))
-            weights, factor, top = softmax_step(s, top)
+            weights, factor, top = softmax_step(scores(b_q, b_k, SCALE, SOFTCAP), top)
             weights = weights.to(b_v.dtype)
             totals = tl.dot(weights, ones, totals * factor[:, None])
             acc = tl.dot(weights, b_v, acc * factor[:, None])
             if FUSED and split_of(start + TILE) != split_of(start):
                 all_top, all_total, all_acc = merge_step(all_top, all_total, all_acc, top, tl.max(totals, 1), acc)
                 top, totals, acc = _no_keys(BLOCK_M, BLOCK_DIM)
-        for start in tl.range(tree_start, end, TILE, num_stages=1):
-            key = start + lane
-            at_page = _page_keys(p_pages + seq * P, key, start, kv_head, KV_HEADS, PAGE)
-            m_kv = ((key <= high) & (key < base))[:, None] & m_d[None, :]
-            at_kv = at_page[:, None] * HEAD_DIM + d[None, :]
-            b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
-            b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
-            s = scores(b_q, b_k, SCALE, SOFTCAP)
-            # rows of the tree read these tiles each for itself
-            own = mine & (position >= base)
-            own_first = tl.min(tl.where(own, row, 1 << 30), 0)
-            own_end = tl.max(tl.where(own, row, -1), 0) + 1
-            m_own = (key <= high)[:, None] & m_d[None, :]
-            for r in range(own_first, own_end):
-                at_r = _own_entries(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
-                b_k_r = tl.load(p_k + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
-                s = tl.where((row == r)[:, None], scores(b_q, b_k_r, SCALE, SOFTCAP), s)
-            s = tl.where(_visible(mine, key, position, WINDOW), s, float("-inf"))
-            weights, factor, top = softmax_step(s, top)
-            weights = weights.to(b_v.dtype)
-            totals = tl.dot(weights, ones, totals * factor[:, None])
-            scaled = acc * factor[:, None]
-            acc = tl.dot(weights, b_v, scaled)
-            for r in range(own_first, own_end):
-                at_r = _own_entries(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
-                b_v_r = tl.load(p_v + at_r[:, None] * HEAD_DIM + d[None, :], m_own, other=0.0)
-                acc = tl.where((row == r)[:, None], tl.dot(weights, b_v_r, scaled), acc)
+        for start in tl.range(whole, end, TILE, num_stages=1):
+            top, totals, acc = _masked_tile(
+                b_q, p_k, p_v, p_pages + seq * P, p_ancestors, top, totals, acc, start, row, position, mine, base, high, D,
+                kv_head, KV_HEADS, HEAD_DIM, BLOCK_DIM, PAGE, TILE, SCALE, WINDOW, SOFTCAP,
+            )  # fmt: skip
             if FUSED and split_of(start + TILE) != split_of(start):
                 all_top, all_total, all_acc = merge_step(all_top, all_total, all_acc, top, tl.max(totals, 1), acc)
                 top, totals, acc = _no_keys(BLOCK_M, BLOCK_DIM)
@@ -212,11 +197,78 @@ def _page_keys(p_row_pages, key, start, kv_head, KV_HEADS: tl.constexpr, PAGE: t
 
 
 @triton.jit
-def _visible(mine, key, position, WINDOW: tl.constexpr):
-    """[rows, keys]: which keys each row of a sequence sees."""
-    keep = mine[:, None] & (key[None, :] <= position[:, None])
+def _masked_tile(
+    b_q,
+    p_k,
+    p_v,
+    p_row_pages,
+    p_ancestors,
+    top,
+    totals,
+    acc,
+    start,
+    row,
+    position,
+    mine,
+    base,
+    high,
+    D,
+    kv_head,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    TILE: tl.constexpr,
+    SCALE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    """(maximum, sums of weights, sums of values) with one tile more, of which some rows see a part or nothing.
+
+    What a row does not see is selected away, and never weighted by 0: it may be NaN. So a value that is not finite is taken out
+    of the product, and makes NaN of the scores of those who see it.
+    """
+    d = tl.arange(0, BLOCK_DIM)
+    m_d = d < HEAD_DIM
+    key = start + tl.arange(0, TILE)
+    ones = tl.full((TILE, 16), 1.0, p_v.dtype.element_ty)
+    at_page = _page_keys(p_row_pages, key, start, kv_head, KV_HEADS, PAGE)
+    m_kv = ((key <= high) & (key < base))[:, None] & m_d[None, :]
+    at_kv = at_page[:, None] * HEAD_DIM + d[None, :]
+    b_k = tl.load(p_k + at_kv, m_kv, other=0.0)
+    b_v = tl.load(p_v + at_kv, m_kv, other=0.0)
+    finite = tl.min((tl.abs(b_v.to(tl.float32)) < float("inf")).to(tl.int32), 1) > 0
+    b_v = tl.where(finite[:, None], b_v, 0.0)
+    s = tl.where(finite[None, :], scores(b_q, b_k, SCALE, SOFTCAP), float("nan"))
+    # rows of the tree read these tiles each for itself
+    own = mine & (position >= base)
+    own_first = tl.min(tl.where(own, row, 1 << 30), 0)
+    own_end = tl.max(tl.where(own, row, -1), 0) + 1
+    for r in range(own_first, own_end):
+        at_r = _own_entries(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
+        m_r = _in_sight(key, tl.max(tl.where(row == r, position, -1), 0), WINDOW)[:, None] & m_d[None, :]
+        b_k_r = tl.load(p_k + at_r[:, None] * HEAD_DIM + d[None, :], m_r, other=0.0)
+        s = tl.where((row == r)[:, None], scores(b_q, b_k_r, SCALE, SOFTCAP), s)
+    s = tl.where(mine[:, None] & _in_sight(key[None, :], position[:, None], WINDOW), s, float("-inf"))
+    weights, factor, top = softmax_step(s, top)
+    weights = weights.to(b_v.dtype)
+    totals = tl.dot(weights, ones, totals * factor[:, None])
+    scaled = acc * factor[:, None]
+    acc = tl.dot(weights, b_v, scaled)
+    for r in range(own_first, own_end):
+        at_r = _own_entries(p_ancestors, at_page, r, key, base, high, D, kv_head, KV_HEADS, PAGE)
+        m_r = _in_sight(key, tl.max(tl.where(row == r, position, -1), 0), WINDOW)[:, None] & m_d[None, :]
+        b_v_r = tl.load(p_v + at_r[:, None] * HEAD_DIM + d[None, :], m_r, other=0.0)
+        acc = tl.where((row == r)[:, None], tl.dot(weights, b_v_r, scaled), acc)
+    return top, totals, acc
+
+
+@triton.jit
+def _in_sight(key, position, WINDOW: tl.constexpr):
+    """Which keys a row at a position sees."""
+    keep = key <= position
     if WINDOW > 0:
-        keep = keep & (key[None, :] > position[:, None] - WINDOW)
+        keep = keep & (key > position - WINDOW)
     return keep
 
 

@@ -72,12 +72,12 @@ def attend_row_kernel(
     p_v += kv_head * (PAGE * HEAD_DIM) + d
     lane = tl.arange(0, TILE)[:, None]
     at = _tile_keys(p_row_pages, p_row_entries, low, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
-    m_old = (low + lane < old_end) & m_d
+    m_old = _in_sight(low + lane, old_end, last, WINDOW) & m_d
     b_k = tl.load(p_k + at, m_old, other=0.0)
     b_v = tl.load(p_v + at, m_old, other=0.0)
     if PAIRS:
         at_2 = _tile_keys(p_row_pages, p_row_entries, low + TILE, base, end, KV_HEADS, HEAD_DIM, PAGE, TILE)
-        m_old = (low + TILE + lane < old_end) & m_d
+        m_old = _in_sight(low + TILE + lane, old_end, last, WINDOW) & m_d
         b_k_2 = tl.load(p_k + at_2, m_old, other=0.0)
         b_v_2 = tl.load(p_v + at_2, m_old, other=0.0)
     if PDL:
@@ -88,13 +88,13 @@ def attend_row_kernel(
     b_q = tl.load(p_q + at_head[:, None] * HEAD_DIM + d, m_q, other=0.0)
     # what this round wrote
     if old_end < tl.minimum(end, low + TILE):
-        m_new = (low + lane >= old_end) & (low + lane < end) & m_d
+        m_new = (low + lane >= old_end) & _in_sight(low + lane, end, last, WINDOW) & m_d
         b_k = tl.load(p_k + at, m_new, other=b_k)
         b_v = tl.load(p_v + at, m_new, other=b_v)
     if PAIRS:
         key_2 = low + TILE + lane
         if old_end < tl.minimum(end, low + 2 * TILE):
-            m_new = (key_2 >= old_end) & (key_2 < end) & m_d
+            m_new = (key_2 >= old_end) & _in_sight(key_2, end, last, WINDOW) & m_d
             b_k_2 = tl.load(p_k + at_2, m_new, other=b_k_2)
             b_v_2 = tl.load(p_v + at_2, m_new, other=b_v_2)
 
@@ -161,10 +161,16 @@ def attend_row_kernel(
 @triton.jit
 def _seen(s, key, end, last, WINDOW: tl.constexpr):
     """Scores [heads, keys] of the keys below `end` that the row at position `last` sees, -inf of the others."""
+    return tl.where(_in_sight(key, end, last, WINDOW)[None, :], s, float("-inf"))
+
+
+@triton.jit
+def _in_sight(key, end, last, WINDOW: tl.constexpr):
+    """Which keys below `end` the row at position `last` sees. Others are not even loaded: they may be NaN."""
     keep = key < end
     if WINDOW > 0:
         keep = keep & (key > last - WINDOW)
-    return tl.where(keep[None, :], s, float("-inf"))
+    return keep
 
 
 @triton.jit

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from specdec.bench.suite import Prompt
 from specdec.errors import ConfigError
-from specdec.llm import Completion
+from specdec.llm import Completion, complete
 from specdec.progress import Progress
 from specdec.request import Request, SamplingParams
 
@@ -64,7 +64,8 @@ def greedy_answers(llm: Generator, max_tokens: int) -> Answer:
 
     def answer(case_id: str, prompt_ids: tuple[int, ...]) -> str:
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-        return llm.generate([Request(request_id=f"prepare {case_id}", prompt_ids=prompt_ids, sampling=sampling)])[0].text
+        request = Request(request_id=f"prepare {case_id}", prompt_ids=prompt_ids, sampling=sampling)
+        return complete(llm.generate([request]))[0].text
 
     return answer
 

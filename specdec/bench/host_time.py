@@ -16,6 +16,7 @@ from unittest import mock
 
 import torch
 
+from specdec.engine import engine as engine_module
 from specdec.engine.engine import Engine
 from specdec.request import Request, RequestOutput
 from specdec.round import round as round_module
@@ -84,7 +85,7 @@ def watched_of(engine: Engine) -> list[Watched]:
     found: list[Watched] = [
         (ELSE, engine, "step"),
         (SCHEDULE, engine._scheduler, "schedule"),
-        (PLAN, engine, "_plan"),
+        (PLAN, engine_module, "plan_round"),
         (ENTER, round_, "enter"),
         (ENTER, round_, "leave"),
         (ENQUEUE, round_, "enqueue"),

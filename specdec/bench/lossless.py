@@ -35,7 +35,7 @@ from specdec.cache.kinds import cache_dtype, page_bytes
 from specdec.config import EngineConfig
 from specdec.drafters.adversarial.drafter import oracle_key
 from specdec.drafters.registry import on_host
-from specdec.llm import LLM, Completion
+from specdec.llm import LLM, Completion, complete
 from specdec.progress import Progress
 from specdec.request import FinishReason, Request, RequestOutput, TokenLogprob
 
@@ -230,7 +230,7 @@ def _served(llm: LLM, pass_: Pass, requests: Sequence[Request], progress: Progre
 def _generate(llm: LLM, groups: Sequence[Sequence[Request]], progress: Progress, description: str) -> Iterator[Completion]:
     with progress.task(description, sum(map(len, groups))) as advance:
         for group in groups:
-            yield from llm.generate(group)
+            yield from complete(llm.generate(group))
             advance(len(group))
 
 

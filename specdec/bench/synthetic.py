@@ -19,8 +19,8 @@ from specdec.bench.environment import conditions
 from specdec.bench.shapes import load_shape
 from specdec.bench.statistics import over_repeats
 from specdec.config import EngineConfig
-from specdec.errors import ConfigError, RoundError
-from specdec.llm import LLM, Completion
+from specdec.errors import ConfigError
+from specdec.llm import LLM, Completion, complete
 from specdec.progress import Progress
 from specdec.request import Request, SamplingParams
 
@@ -210,9 +210,7 @@ def _many(settings: ShapeSettings, engines: dict[str, LLM], vocab_size: int, pro
                     for i in range(count)
                 ]
                 for name in compared:
-                    completions = engines[name].generate(requests)
-                    if failed := next((done.error for done in completions if done.error), None):
-                        raise RoundError(f"A request failed: {failed}")
+                    completions = complete(engines[name].generate(requests))
                     if repeat >= 0:
                         speeds[name].append(_throughput(completions))
                         steady[name].append(_steady_throughput(completions))

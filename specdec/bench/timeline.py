@@ -30,7 +30,7 @@ from specdec.bench.host_time import ACCEPT, COMMIT, DEVICE, DRAFT, DRAW, FORWARD
 from specdec.bench.shapes import SHAPES, load_shape
 from specdec.bench.synthetic import shape_request
 from specdec.config import EngineConfig
-from specdec.llm import LLM
+from specdec.llm import LLM, complete
 from specdec.request import Request
 
 _ROOM = 64  # positions that a round may write beyond the last token
@@ -162,7 +162,7 @@ def summarise(kernels: Iterable[Kernel]) -> Timeline:
 def profile(llm: LLM, requests: Sequence[Request]) -> Timeline:
     """Decode under the profiler; what is recorded must be so already."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        llm.generate(requests)
+        complete(llm.generate(requests))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence as SequenceOf
 
@@ -12,18 +11,25 @@ from specdec.draft.planner import Planner
 from specdec.engine.admission import Admission
 from specdec.engine.learning import learn
 from specdec.engine.metrics import EngineMetrics
-from specdec.engine.output import emit, finish_prompt, keep_prompt_logprobs, read_logprobs, tell_prompt_logprobs
+from specdec.engine.output import (
+    aborted_output,
+    emit,
+    finish_prompt,
+    keep_prompt_logprobs,
+    read_logprobs,
+    tell_prompt_logprobs,
+)
+from specdec.engine.planning import occupant_of, plan_round
 from specdec.engine.scheduler import Scheduler
 from specdec.engine.sequence import NO_SLOT, HostWork, Sequence, Sink, Turn
 from specdec.engine.statistics import EngineStatus, count_drafts, count_step
-from specdec.engine.turns import marks_of, occupant_of
-from specdec.errors import RequestError
+from specdec.errors import DeviceError, RequestError
 from specdec.request import FinishReason, Request, RequestOutput
+from specdec.round.faults import is_out_of_memory
 from specdec.round.outcome import Outcome
-from specdec.round.plan import RoundPlan
 from specdec.round.round import Round
 from specdec.round.sample.draw import Nucleus
-from specdec.text.tokenizer import TextStream, Tokenizer
+from specdec.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +78,7 @@ class Engine:
         self._num_rounds = 0
         self._context = 1  # tokens of the longest sequence of the last round
         self._reported: tuple[int, int, float, int] | None = None
+        self._failure: DeviceError | None = None
         self._wakeup = threading.Condition()
         self._submitted: deque[Sequence] = deque()
         self._aborted: deque[str] = deque()
@@ -84,17 +91,7 @@ class Engine:
             RequestError: it can never be served.
         """
         self._admission.check(request)
-        sampling = request.sampling
-        eos = frozenset() if sampling.ignore_eos else self._tokenizer.eos_token_ids
-        sequence = Sequence(
-            request=request,
-            sink=sink,
-            stop_ids=eos | frozenset(sampling.stop_token_ids),
-            stream=TextStream(self._tokenizer, sampling.stop, sampling.min_tokens),
-            tokens=list(request.prompt_ids),
-            arrival=time.monotonic(),
-            host_work=tuple(work for work in self._host_work if work.concerns(request)),
-        )
+        sequence = Sequence.of(request, sink, self._tokenizer, self._host_work)
         with self._wakeup:
             if request.request_id in self._known_ids:
                 raise RequestError(f"The request id {request.request_id!r} is in use.", param="request_id")
@@ -140,37 +137,42 @@ class Engine:
     def step(self) -> bool:
         """Enqueue a round and settle the one before, or as many as may not stay underway; False when there was nothing to do.
 
-        A round that fails takes its own requests with it, and those whose rounds are underway.
+        A round that fails is made up for, see `_recover`.
+
+        Raises:
+            DeviceError: the engine serves nobody any more.
         """
+        if self._failure is not None:
+            raise self._failure
         self._take_commands()
-        turns: list[Turn] = []
+        scheduled = self._scheduler.schedule(underway=bool(self._underway))
+        self._report()
+        turns = scheduled or []
+        finished = self._finish_known()
+        if not turns and not self._underway:
+            return finished
         try:
-            scheduled = self._scheduler.schedule(underway=bool(self._underway))
-            self._report()
-            turns = scheduled or []
-            finished = self._finish_known()
-            if not turns and not self._underway:
-                return finished
             if turns:
                 self._enqueue(turns)
             most = self._depth if turns else 0 if scheduled is not None else len(self._underway) - 1
             while len(self._underway) > most:
-                self._settle(self._underway[0], self._round.collect())
-                self._underway.popleft()
+                outcome = self._round.collect()
+                self._settle(self._underway.popleft(), outcome)
         except Exception as error:
-            _log.exception("A round failed.")
-            self._fail_round(turns, f"The round failed: {error}")
+            self._recover(turns, error)
         self._num_rounds += bool(turns)
         return True
 
     def _enqueue(self, turns: list[Turn]) -> None:
         """Everything that the device has to know, then the round."""
-        self._welcome()
+        if not self._welcome():
+            turns = self._present(turns)
         if self._host_work:
             turns = self._prepared(turns)
         if not turns:
             return
-        plan = self._plan(turns)
+        self._context = max([turn.sequence.most_tokens for turn in turns])
+        plan = plan_round(turns, self._planner, self._scheduler, self._context)
         self._tell_pages()
         if (chances := self._planner.new_chances()) is not None:
             self._round.set_chances(chances)
@@ -197,49 +199,35 @@ class Engine:
                 self._fail(turn.sequence, f"The host's part in this request failed: {error}")
         return ready
 
-    def _plan(self, turns: list[Turn]) -> RoundPlan:
-        """How many nodes each tree gets, as far as there are pages for them: speculation never takes a page from another
-        sequence, and the scheduler has seen to the roots."""
-        slots = np.array([turn.sequence.slot for turn in turns], np.int64)
-        most = np.array([turn.most_nodes for turn in turns], np.int64)
-        chunks = np.array([turn.chunk for turn in turns], np.int64)
-        context = self._context = max([len(turn.sequence.tokens) + turn.sequence.ahead for turn in turns])
-        budgets = self._planner.plan(slots, most, int(chunks.sum()), context)
-        nodes = budgets.nodes
-        for index in np.flatnonzero(nodes > 1).tolist():
-            nodes[index] = self._fit(turns[index].sequence, int(nodes[index]))
-        marks, mark_slots = marks_of(turns)
-        return RoundPlan(
-            slots=slots,
-            firsts=np.array([turn.first for turn in turns], np.int64),
-            chunks=chunks,
-            nodes=nodes,
-            pages=max([len(turn.sequence.pages) for turn in turns]),
-            odds=budgets.odds,
-            least=budgets.least,
-            drafting=budgets.drafting,
-            marks=marks,
-            mark_slots=mark_slots,
-        )
+    def _present(self, turns: list[Turn]) -> list[Turn]:
+        """The turns of those that have not left since they were scheduled."""
+        for turn in turns:
+            if turn.sequence.epoch != turn.epoch:
+                self._scheduler.settle_marks(turn, kept=False)
+        return [turn for turn in turns if turn.sequence.epoch == turn.epoch]
 
-    def _fit(self, sequence: Sequence, nodes: int) -> int:
-        """As many of the nodes as there are pages for."""
-        if self._scheduler.grow(sequence, sequence.most_tokens + nodes - 1):
-            return nodes
-        return len(sequence.pages) * self._scheduler.page_size - sequence.most_tokens + 1
-
-    def _welcome(self) -> None:
-        """Sequences that were admitted enter their slots."""
-        for sequence, mark in self._scheduler.admitted:
+    def _welcome(self) -> bool:
+        """Sequences that were admitted enter their slots; False where one could not, which has failed."""
+        admitted, self._scheduler.admitted, all_well = self._scheduler.admitted, [], True
+        for sequence, mark in admitted:
             if sequence.slot == NO_SLOT:
                 continue
-            occupant, salt = occupant_of(sequence, mark), sequence.request.cache_salt
-            self._round.enter(sequence.slot, occupant, self._allowed(sequence), salt)
-            self._planner.enter(sequence.slot, sequence.sampling.temperature)
-            if not sequence.admitted:
-                sequence.admitted = True
-                self.metrics.on_start(sequence)
-        self._scheduler.admitted.clear()
+            try:
+                self._enter(sequence, mark)
+            except Exception as error:
+                _log.exception("A request cannot take a slot.")
+                self._fail(sequence, f"This request cannot be prepared: {error}")
+                all_well = False
+        return all_well
+
+    def _enter(self, sequence: Sequence, mark: int | None) -> None:
+        """A sequence takes its slot on the device."""
+        occupant, salt = occupant_of(sequence, mark), sequence.request.cache_salt
+        self._round.enter(sequence.slot, occupant, self._allowed(sequence), salt)
+        self._planner.enter(sequence.slot, 0.0 if sequence.sampling.greedy else sequence.sampling.temperature)
+        if not sequence.admitted:
+            sequence.admitted = True
+            self.metrics.on_start(sequence)
 
     def _allowed(self, sequence: Sequence) -> int:
         """Bits of the drafters that the sequence may use."""
@@ -255,7 +243,10 @@ class Engine:
     def _settle(self, turns: list[Turn], outcome: Outcome) -> None:
         """Each sequence takes its tokens; those that end leave. What came after an end is void."""
         present = [turn.sequence.epoch == turn.epoch for turn in turns]
-        learn(self._planner, outcome, np.array(present), self._context)
+        try:
+            learn(self._planner, outcome, np.array(present), self._context)
+        except Exception:
+            _log.exception("The planner cannot learn from a round.")
         columns = (outcome.plan.nodes, outcome.sound, outcome.accepted, outcome.drafted, outcome.emitted)
         told = zip(*(column.tolist() for column in columns), strict=True)
         for index, (turn, (nodes, sound, accepted, drafted, emitted)) in enumerate(zip(turns, told, strict=True)):
@@ -264,43 +255,42 @@ class Engine:
                 continue
             sequence = turn.sequence
             if turn.chunk:
+                sequence.spoilt |= outcome.chunks_sound is not None and not outcome.chunks_sound[index]
                 self._scheduler.commit(sequence, turn.first + turn.chunk)
-            self._scheduler.settle_marks(turn, kept=sound)
+            self._scheduler.settle_marks(turn, kept=sound and not sequence.spoilt)
             if turn.chunk and not self._read_prompt(sequence, outcome, index, turn):
                 continue
             if not nodes:
                 continue
             sequence.ahead -= nodes
             sequence.trees_underway -= 1
-            if sound:
-                self._take(sequence, outcome, index, emitted[: accepted + 1], drafted)
-            else:
+            if not sound:
                 self._retry(sequence, outcome.shape.nucleus)
+                continue
+            try:
+                self._take(sequence, outcome, index, emitted[: accepted + 1], drafted)
+            except Exception as error:
+                _log.exception("What a round gave a request cannot be taken.")
+                self._fail(sequence, f"What a round gave this request cannot be taken: {error}")
 
     def _read_prompt(self, sequence: Sequence, outcome: Outcome, index: int, turn: Turn) -> bool:
         """More of a prompt is read; False where that ends its request."""
         if not keep_prompt_logprobs(sequence, outcome, index, turn.first, turn.chunk):
-            self._scheduler.spoil(sequence.pages)
             self._fail(sequence, _NOT_FINITE)
             return False
         if sequence.wants_tokens or not sequence.prompt_known:
             return True
-        self._finish_prompt(sequence)
+        self._deliver(sequence, finish_prompt(sequence))
         return False
 
     def _finish_known(self) -> bool:
         """Requests for no tokens whose prompts have nothing left to read when they are admitted."""
-        known = [sequence for sequence, _ in self._scheduler.admitted if not sequence.wants_tokens and sequence.prompt_known]
+        admitted = [sequence for sequence, _ in self._scheduler.admitted if sequence.slot != NO_SLOT]
+        known = [sequence for sequence in admitted if not sequence.wants_tokens and sequence.prompt_known]
         for sequence in known:
             self.metrics.on_start(sequence)
-            self._finish_prompt(sequence)
+            self._deliver(sequence, finish_prompt(sequence))
         return bool(known)
-
-    def _finish_prompt(self, sequence: Sequence) -> None:
-        """A request for no tokens has all that it asked for."""
-        result = finish_prompt(sequence)
-        tell_prompt_logprobs(sequence, result)
-        self._deliver(sequence, result)
 
     def _take(self, sequence: Sequence, outcome: Outcome, index: int, emitted: list[int], drafted: int) -> None:
         """What a round emitted for a sequence. This runs for every member of every round."""
@@ -317,6 +307,8 @@ class Engine:
             tell_prompt_logprobs(sequence, result)
         if outcome.scores is not None:
             result.logprobs = read_logprobs(sequence, result.token_ids, outcome, index)
+        if sequence.suspect:
+            self._scheduler.acquit(sequence)
         if result.finish_reason is not None:
             self._end(sequence, result.finish_reason)
         sequence.sink(result)
@@ -325,13 +317,16 @@ class Engine:
         """A round was void: where its nucleus was too wide for the round, the next one knows; else nothing helps."""
         if nucleus is Nucleus.NARROW and self._round.widen(sequence.slot):
             return
-        self._scheduler.spoil(sequence.pages)
         self._fail(sequence, _NOT_FINITE)
 
     def _deliver(self, sequence: Sequence, result: RequestOutput) -> None:
-        if result.finish_reason is not None:
-            self._end(sequence, result.finish_reason)
-        sequence.send(result)
+        """The last output of a request, if whoever asked can be told."""
+        assert result.finish_reason is not None, "it is the last one"
+        self._end(sequence, result.finish_reason)
+        try:
+            sequence.send(result)
+        except Exception:
+            _log.exception("Who asked for %s cannot be told how it ended.", sequence.request_id)
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         """Give back all that a sequence holds."""
@@ -350,18 +345,36 @@ class Engine:
             result = RequestOutput(request_id=sequence.request_id, finish_reason=FinishReason.ERROR, error=message)
             self._deliver(sequence, result)
 
-    def _fail_round(self, turns: SequenceOf[Turn], message: str) -> None:
-        """Whatever was underway is lost with the round, and who was admitted but may not have entered a slot."""
-        rounds = [*turns, *(turn for round_ in self._underway for turn in round_)]
+    def _recover(self, turns: SequenceOf[Turn], error: Exception) -> None:
+        """A round has failed, at whatever step, and all that is underway is lost with it.
+
+        Its members give their slots and pages back and compute them again, to the same bits: nothing on the device has to be as
+        it was. Where memory ran out, prompts are read in smaller chunks from then on. Else each of them has rounds by itself,
+        without drafts, until it has given a token. Who fails there fails alone.
+
+        Raises:
+            DeviceError: the device has failed for good.
+        """
+        rounds = dict.fromkeys([*turns, *(turn for round_ in self._underway for turn in round_)])
         for turn in rounds:
             self._scheduler.settle_marks(turn, kept=False)
-        lost = [turn.sequence for turn in rounds if turn.sequence.epoch == turn.epoch]
-        lost += [sequence for sequence, _ in self._scheduler.admitted if sequence.slot != NO_SLOT]
-        self._scheduler.admitted.clear()
+        lost = list(dict.fromkeys(turn.sequence for turn in rounds if turn.sequence.epoch == turn.epoch))
         self._underway.clear()
-        self._round.discard()
-        for sequence in lost:
-            self._fail(sequence, message)
+        try:
+            self._round.discard()
+        except DeviceError as failure:
+            self._failure = failure
+            raise
+        rows = sum(turn.chunk for turn in rounds)
+        if is_out_of_memory(error) and rows and (smaller := self._scheduler.shrink_chunks(rows)):
+            _log.warning("Memory ran out: prompts are read in chunks of %d tokens from now on.", smaller)
+            self._scheduler.set_back(lost, suspect=False)
+        elif len(lost) == 1 and lost[0].suspect:
+            _log.error("A round of one request failed again.", exc_info=error)
+            self._fail(lost[0], f"The round failed: {error}")
+        else:
+            _log.error("A round failed; its requests are tried one by one.", exc_info=error)
+            self._scheduler.set_back(lost, suspect=True)
 
     def _report(self) -> None:
         self.metrics.on_round()
@@ -382,6 +395,4 @@ class Engine:
         for request_id in aborted:
             running = self._sequences.get(request_id)
             if running is not None:
-                text, reason = running.stream.flush(), FinishReason.ABORT
-                result = RequestOutput(request_id=request_id, text=text, finish_reason=reason, stats=running.stats)
-                self._deliver(running, result)
+                self._deliver(running, aborted_output(running))

@@ -1,5 +1,6 @@
 """From emitted tokens to what the caller sees: where a request ends, its text, its logprobs."""
 
+import logging
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
@@ -7,6 +8,8 @@ import numpy as np
 from specdec.engine.sequence import Sequence
 from specdec.request import FinishReason, RequestOutput, TokenLogprob
 from specdec.round.outcome import Outcome
+
+_log = logging.getLogger(__name__)
 
 
 def emit(sequence: Sequence, emitted: list[int]) -> RequestOutput:
@@ -96,7 +99,19 @@ def tell_prompt_logprobs(sequence: Sequence, output: RequestOutput) -> None:
 
 def finish_prompt(sequence: Sequence) -> RequestOutput:
     """The whole answer to a request for no tokens, once its prompt is read."""
-    return _delta(sequence, [], "", FinishReason.LENGTH)
+    output = _delta(sequence, [], "", FinishReason.LENGTH)
+    tell_prompt_logprobs(sequence, output)
+    return output
+
+
+def aborted_output(sequence: Sequence) -> RequestOutput:
+    """The last delta to send where the caller leaves: what is known of its text."""
+    try:
+        text = sequence.stream.flush()
+    except Exception:
+        _log.exception("The text of %s cannot be made.", sequence.request_id)
+        text = ""
+    return RequestOutput(request_id=sequence.request_id, text=text, finish_reason=FinishReason.ABORT, stats=sequence.stats)
 
 
 def read_logprobs(sequence: Sequence, tokens: SequenceOf[int], outcome: Outcome, index: int) -> tuple[TokenLogprob, ...]:

@@ -14,6 +14,8 @@ from specdec.cache.pages import PageAllocator
 from specdec.cache.prefix import PrefixIndex, salted_root
 from specdec.engine.sequence import NO_SLOT, Sequence, Turn
 
+_FEWEST_CHUNK_TOKENS = 16  # a prompt of 4,096 tokens is 256 rounds then; smaller ones hardly need less memory
+
 
 class Scheduler:
     """Owns the queues, the slots and the page books.
@@ -53,6 +55,7 @@ class Scheduler:
         self.pages = PageAllocator(num_pages, on_evict=self._forget)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._suspects: set[Sequence] = set()
         self._slots = list(range(self._max_batch))[::-1]
 
     def add(self, sequence: Sequence) -> None:
@@ -65,12 +68,30 @@ class Scheduler:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
+        self._suspects.discard(sequence)
         self._give_back(sequence)
 
-    def spoil(self, pages: Iterable[int]) -> None:
-        """The pages hold values that must not be reused, and so do the states behind them."""
-        for page in pages:
-            self._forget(page)
+    def set_back(self, sequences: Iterable[Sequence], suspect: bool) -> None:
+        """What was computed of these running sequences is lost with the rounds underway; they compute it again before others.
+        suspect: one by one, until each is acquitted."""
+        for sequence in sorted(sequences, key=lambda s: s.arrival, reverse=True):
+            sequence.suspect |= suspect
+            if suspect:
+                self._suspects.add(sequence)
+            self._preempt(sequence)
+
+    def acquit(self, sequence: Sequence) -> None:
+        """A round of a suspect has not failed."""
+        sequence.suspect = False
+        self._suspects.discard(sequence)
+
+    def shrink_chunks(self, rows: int) -> int:
+        """A round with so many prompt rows was too large: how many there may be from now on; 0 where fewer make no sense."""
+        fewer = min(self._chunk_tokens, rows) // 2
+        if fewer < _FEWEST_CHUNK_TOKENS:
+            return 0
+        self._chunk_tokens = fewer
+        return fewer
 
     def _forget(self, page: int) -> None:
         digest = self._prefix.forget(page) if self._prefix is not None else None
@@ -78,13 +99,21 @@ class Scheduler:
             self._marks.forget(digest)
 
     def schedule(self, underway: bool) -> list[Turn] | None:
-        """The turns of the next round, oldest sequence first; empty when there is nothing to do. None where pages have run out
-        and it has to be known first how far the rounds underway got."""
+        """The turns of the next round, oldest sequence first; empty when there is nothing to do. None where it has to be known
+        first how far the rounds underway got: pages have run out, or there is a suspect, which is alone in its rounds."""
+        if self._suspects and underway:
+            return None
         if not self._make_room(underway):
             return None
         self._admit()
+        if self._suspects and (suspect := next((sequence for sequence in self.running if sequence.suspect), None)):
+            return [turn._replace(most_nodes=min(turn.most_nodes, 1)) for turn in self._turns([suspect])]
+        return self._turns(self.running)
+
+    def _turns(self, sequences: Iterable[Sequence]) -> list[Turn]:
+        """The parts that these running sequences have in the next round."""
         turns, budget = [], self._chunk_tokens
-        for sequence in self.running:
+        for sequence in sequences:
             if sequence.host_work and sequence.trees_underway:
                 continue  # the host's part begins with the outcome
             if sequence.num_enqueued >= sequence.prompt_end:
@@ -125,7 +154,7 @@ class Scheduler:
     def commit(self, sequence: Sequence, num_cached: int) -> None:
         """The caches of the positions [0, num_cached) are there for good; full pages become findable."""
         sequence.num_cached = num_cached
-        if self._prefix is None:
+        if self._prefix is None or sequence.spoilt:
             return
         while (len(sequence.digests) + 1) * self.page_size <= num_cached:
             index = len(sequence.digests)
@@ -197,7 +226,7 @@ class Scheduler:
     def _give_back(self, sequence: Sequence) -> None:
         prefix = self._prefix
         self.pages.release(sequence.pages, keep=prefix.__contains__ if prefix is not None else lambda _page: False)
-        sequence.pages, sequence.digests, sequence.num_cached = [], [], 0
+        sequence.pages, sequence.digests, sequence.num_cached, sequence.spoilt = [], [], 0, False
         if sequence.slot != NO_SLOT:
             self._slots.append(sequence.slot)
             sequence.slot = NO_SLOT

@@ -1,12 +1,13 @@
 """A Sequence: one request on its way through the engine."""
 
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from specdec.request import Request, RequestOutput, SamplingParams, SpeculationStats, TokenLogprob
-from specdec.text.tokenizer import TextStream
+from specdec.text.tokenizer import TextStream, Tokenizer
 
 Sink = Callable[[RequestOutput], None]
 
@@ -52,6 +53,8 @@ class Sequence:
     num_enqueued: int = 0  # of those, how many are read or underway
     ahead: int = 0  # tokens that the trees underway may add at most
     trees_underway: int = 0
+    suspect: bool = False  # a round that it was in has failed, and it has given no token since
+    spoilt: bool = False  # its prompt has rows that are not finite, so that its pages are nothing for others
     epoch: int = 0  # counts its stays in slots, so that what is underway for an earlier one is void
     digests: list[bytes] = field(default_factory=list)  # of the full pages, for the prefix index
     num_prefix_hits: int = 0  # prompt tokens found in the prefix cache when first admitted
@@ -66,6 +69,21 @@ class Sequence:
     num_prompt_tokens: int = field(init=False)
     longest: int = field(init=False)  # tokens when it has all that it asked for
     most_nodes: int = field(init=False)  # of its trees, as the request limits them
+
+    @staticmethod
+    def of(request: Request, sink: Sink, tokenizer: Tokenizer, host_work: SequenceOf[HostWork]) -> "Sequence":
+        """A request that has just come."""
+        sampling = request.sampling
+        eos = frozenset[int]() if sampling.ignore_eos else tokenizer.eos_token_ids
+        return Sequence(
+            request=request,
+            sink=sink,
+            stop_ids=eos | frozenset(sampling.stop_token_ids),
+            stream=TextStream(tokenizer, sampling.stop, sampling.min_tokens),
+            tokens=list(request.prompt_ids),
+            arrival=time.monotonic(),
+            host_work=tuple(work for work in host_work if work.concerns(request)),
+        )
 
     def __post_init__(self) -> None:
         wish = self.request.speculation

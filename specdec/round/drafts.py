@@ -15,6 +15,7 @@ from specdec.draft.protocol import Drafter, Drafts, DraftView
 from specdec.kernels.commit import Verified
 from specdec.kernels.gumbel import Keys, gumbel_topk
 from specdec.kernels.tree_select import Candidates, select_trees
+from specdec.round.crew import Crew
 from specdec.round.plan import PlanTables, RoundShape
 from specdec.round.sample.draw import Nucleus, Sampling, truncated
 from specdec.round.transfer import write
@@ -59,13 +60,19 @@ class Drafting:
     """
 
     def __init__(self, drafters: Sequence[Drafter], max_depth: int, device: torch.device) -> None:
-        self.drafters = tuple(drafters)
+        self.crew = Crew(drafters)
         self.names = DraftNames.of(drafters)
         self._max_depth = max_depth
         self._chances_X = torch.tensor(self.names.priors_X, dtype=torch.float32, device=device)
         self._sources_X = torch.tensor(self.names.sources_X, device=device)
         firsts = np.cumsum([0, *(len(drafter.kinds.priors_X) for drafter in drafters)])
         self._firsts = firsts.tolist()
+        self._none_11 = torch.full((1, 1), -1, device=device)
+
+    @property
+    def drafters(self) -> tuple[Drafter, ...]:
+        """All of them, see `Crew`."""
+        return self.crew.drafters
 
     def set_chances(self, chances_X: FloatArray) -> None:
         """How likely each kind is right, as has been learned; what is underway still reads the old ones.
@@ -108,15 +115,17 @@ class Drafting:
     def _offered(self, view: DraftView) -> tuple[Candidates, Tensor | None, bool]:
         """All candidates side by side; laws; and whether two may have the same path. What was sampled stands alone, since its
         law describes whole sets of siblings."""
-        found = [drafter.draft(view) for drafter in self.drafters]
-        for number, drafts in enumerate(found):
+        found = list(self.crew.draft(view))
+        size = len(view.slots_M)
+        if not found:
+            return Candidates(self._none_11.expand(size, 1), self._none_11, torch.zeros_like(self._none_11)), None, False
+        for number, drafts in found:
             if drafts.laws_MLV is not None:
                 return _numbered(drafts, self._firsts[number]), drafts.laws_MLV, False
+        parts = [_numbered(drafts, self._firsts[number]) for number, drafts in found]
         if len(found) == 1:
-            return _numbered(found[0], 0), None, found[0].repeats
-        places = np.cumsum([0, *(drafts.candidates.tokens_MC.shape[1] for drafts in found)]).tolist()
-        size = len(view.slots_M)
-        parts = [_numbered(drafts, first) for drafts, first in zip(found, self._firsts, strict=False)]
+            return parts[0], None, found[0][1].repeats
+        places = np.cumsum([0, *(part.tokens_MC.shape[1] for part in parts)]).tolist()
         parents = [
             torch.where(part.parents_MC >= 0, part.parents_MC + place, -1).expand(size, -1)
             for part, place in zip(parts, places, strict=False)

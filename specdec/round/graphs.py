@@ -13,6 +13,7 @@ import torch
 from specdec.round.plan import RoundShape
 
 MOST_GRAPHS = 384  # the one used longest ago is dropped; up to 100 are recorded at start-up
+_MOST_SEEN = 4096  # shapes, each of about 1 kB; ten times what may be recorded
 _REPLAYS = 8  # to time a round; the first half warms up
 
 _Output = TypeVar("_Output")
@@ -48,10 +49,17 @@ class Graphs:
         elif self._on_gpu and shape in self._seen and self._worth(shape):
             self.record(shape)
         else:
-            self._seen.add(shape)
+            self._see(shape)
             self._launch(shape)
             return
         self._graphs[shape].replay()
+
+    def _see(self, shape: RoundShape) -> None:
+        """Only what may be recorded is remembered, and not for ever: there is no end of shapes."""
+        if self._on_gpu:
+            if len(self._seen) >= _MOST_SEEN:
+                self._seen.clear()
+            self._seen.add(shape)
 
     def record(self, shape: RoundShape) -> None:
         """Capture a round whose kernels are compiled."""

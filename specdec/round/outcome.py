@@ -36,7 +36,7 @@ class Outcome:
     behind the last and, for kinds, at the root; survivals: float64 [M, O], how likely the best candidates survive, see
     `specdec.kernels.tree_select.Trees`. These four are empty where no drafter ran. shape: of the round, as it
     ran. seconds: what the round took; None where that says nothing about others of its kind. drafting_seconds: what drafting
-    took of that, where it is known.
+    took of that, where it is known. chunks_sound: whether the prompt rows of each member are finite; None where there are none.
     """
 
     plan: RoundPlan
@@ -55,6 +55,7 @@ class Outcome:
     scores: Scores | None = None
     prompt_scores: Scores | None = None
     drafting_seconds: float | None = None
+    chunks_sound: BoolArray | None = None
 
     @staticmethod
     def read(
@@ -65,6 +66,7 @@ class Outcome:
         scores: Scores | None,
         drafting_seconds: float | None = None,
         prompt_scores: Scores | None = None,
+        chunks_sound: BoolArray | None = None,
     ) -> "Outcome":
         """From what `specdec.kernels.commit` tells, int64 [members or more, columns], which this may go on using."""
         num_nodes = shape.nodes
@@ -93,6 +95,7 @@ class Outcome:
             scores=scores,
             prompt_scores=prompt_scores,
             drafting_seconds=drafting_seconds,
+            chunks_sound=chunks_sound,
         )
 
 

@@ -24,7 +24,9 @@ from specdec.kernels.logit_edits import edit_logits
 from specdec.kernels.tree_rows import Layout, TreeRows
 from specdec.kernels.tree_select import MAX_NODES
 from specdec.round.accept.base import AcceptanceRule, Accepted, Verification
+from specdec.round.chunks import ChunkRing
 from specdec.round.drafts import Drafting, SharedNoiseRanking
+from specdec.round.faults import check_device
 from specdec.round.forward import Forward
 from specdec.round.graphs import Graphs
 from specdec.round.outcome import Outcome, outcome_width
@@ -117,6 +119,7 @@ class Round:
         vocab_size = forward.model.config.vocab_size
         self._scores = ScoreRing(MOST_TREE_ROWS, TURNS_KEPT, vocab_size, self._device)
         self._prompt_scores = ScoreRing(chunk_bucket(max_chunk), TURNS_KEPT, vocab_size, self._device)
+        self._chunks = ChunkRing(members, TURNS_KEPT, self._device)
         self._done = [torch.cuda.Event(enable_timing=True) for _ in range(TURNS_KEPT)] if on_gpu else []  # type: ignore[no-untyped-call]
         self._underway: deque[_Underway] = deque()
         self.graphs = Graphs(self._launch, self._device, lambda shape: shape.chunk <= GRAPH_CHUNK)
@@ -146,18 +149,16 @@ class Round:
         self._last_key = None
         if group:
             allowed &= ~self._shared
+        starter = Starter(occupant.tokens, occupant.num_prompt_tokens, occupant.sampling, occupant.prediction_ids, group)
+        allowed &= ~self.drafting.crew.enter(slot, starter)
         self.slots.enter(slot, occupant, allowed, allowed != (1 << len(self.drafting.names.names)) - 1)
         self.caches.enter(slot, occupant.position, occupant.mark)
-        starter = Starter(occupant.tokens, occupant.num_prompt_tokens, occupant.sampling, occupant.prediction_ids, group)
-        for drafter in self.drafting.drafters:
-            drafter.enter(slot, starter)
 
     @torch.inference_mode()
     def leave(self, slot: int, output: Sequence[int]) -> None:
         """A sequence is over; drafters may learn from `output`."""
         self._last_key = None
-        for drafter in self.drafting.drafters:
-            drafter.leave(slot, output)
+        self.drafting.crew.leave(slot, output)
 
     def widen(self, slot: int) -> bool:
         """Look at wide nuclei as well in what a slot's next rounds draw; False where it has no nucleus."""
@@ -214,11 +215,18 @@ class Round:
         prompt_scores = None
         if shape.prompt_scored:
             prompt_scores = self._prompt_scores.read(entry.turn, shape.chunk, entry.plan.chunk_firsts)
-        return Outcome.read(told, entry.plan, shape, entry.seconds, scores, entry.drafting_seconds, prompt_scores)
+        chunks_sound = self._chunks.read(entry.turn, len(entry.plan)) if shape.chunk else None
+        return Outcome.read(told, entry.plan, shape, entry.seconds, scores, entry.drafting_seconds, prompt_scores, chunks_sound)
 
     def discard(self) -> None:
-        """Forget the rounds underway, after one of them failed."""
+        """Forget the rounds underway, after one of them failed.
+
+        Raises:
+            DeviceError: no other will succeed.
+        """
         self._underway.clear()
+        self._last_key = None
+        check_device(self._device)
         with torch.inference_mode():
             self._turns_1.fill_(self._turn)  # it may have been counted on one side only
 
@@ -252,7 +260,7 @@ class Round:
             scored=Needs.SCORED in needs,
             restricted=Needs.RESTRICTED in needs and plan.drafting,
             lists=slots.list_room,
-            keepers=tuple(drafter.shape for drafter in self.drafting.drafters),
+            keepers=self.drafting.crew.shapes,
             prompt_scored=bool(chunk) and bool((slots.needs[plan.slots[plan.chunks > 0]] & Needs.PROMPT_SCORED).any()),
         )
 
@@ -294,14 +302,15 @@ class Round:
         rows, tree_rows = lay_out(self.slots.texts, tables, shape, trees, self._turns_1, self._entries)
         self.caches.begin(rows)
         hidden_RE, captured = self.forward(rows, self._reads)
+        if shape.chunk:
+            self._chunks.tell(hidden_RE[: shape.chunk], tables.chunk_members_C, shape.members, self._turns_1)
         accepted = None
         if shape.prompt_scored:
             self._score_prompts(tables, hidden_RE[: shape.chunk])
         if shape.trees:
             accepted = self._accept(shape, tables, tree_rows, hidden_RE, verified, laws)
-        for drafter in self.drafting.drafters:
-            hidden = {name: captured[name] for name in drafter.reads}
-            drafter.observe(ObserveView(view=view, rows=rows, trees=tree_rows, hidden=hidden, accepted=accepted))
+        observed = ObserveView(view=view, rows=rows, trees=tree_rows, hidden=captured, accepted=accepted)
+        self.drafting.crew.observe(observed)
         if accepted is not None:
             if shape.drafting and shape.nodes > 1:
                 self.caches.move(rows, tree_rows, accepted, tables.layout.nodes_M)

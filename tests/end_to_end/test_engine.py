@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from specdec.draft.cost import CostTable
-from specdec.errors import RequestError, RoundError
+from specdec.errors import RequestError
 from specdec.llm import Completion
 from specdec.request import FinishReason, Request, RequestOutput, SamplingParams, SpeculationParams
 from specdec.round.sample import draw
@@ -248,46 +248,10 @@ def test_a_request_id_that_comes_again_keeps_nothing_of_the_last_one(stage: Stag
 
 
 @pytest.mark.parametrize("depth", [0, 1])
-def test_a_failing_round_fails_its_requests_and_no_others(
+def test_a_sequence_that_cannot_enter_its_slot_fails_alone(
     stage: Stage, pool: Pool, monkeypatch: pytest.MonkeyPatch, depth: int
 ) -> None:
-    llm = stage.llm(drafters=("ngram",), depth=depth)
-    first, second = pool.ordinary[:2]
-    with monkeypatch.context() as broken:
-        broken.setattr(llm.engine._round, "enqueue", lambda plan: 1 / 0)
-        with pytest.raises(RoundError, match="division"):
-            llm.generate([first])
-    hold(llm.generate([second])[0], pool.expected[second.request_id])
-    rest(llm)
-
-
-@pytest.mark.parametrize("depth", [0, 1])
-def test_a_round_that_fails_on_its_way_takes_along_who_took_part(
-    stage: Stage, pool: Pool, monkeypatch: pytest.MonkeyPatch, depth: int
-) -> None:
-    """A request that came later is served."""
-    llm = stage.llm(drafters=("ngram",), depth=depth)
-    engine, heard = llm.engine, list[RequestOutput]()
-    for request in pool.ordinary[:3]:
-        engine.submit(request, heard.append)
-    for _ in range(4):
-        engine.step()
-    with monkeypatch.context() as broken:
-        broken.setattr(engine._round.forward.model, "logits", lambda hidden: 1 / 0)
-        broken.setattr(engine._round.graphs, "launch", engine._round._launch)
-        engine.step()
-    assert [output.finish_reason for output in heard[-3:]] == [FinishReason.ERROR] * 3
-    assert engine.status().pages_used == 0
-    found = traffic(llm, {0: pool.requests[3:20]})
-    for name, completion in found.items():
-        hold(completion, pool.expected[name])
-
-
-@pytest.mark.parametrize("depth", [0, 1])
-def test_a_sequence_that_cannot_enter_its_slot_fails_and_so_does_who_was_to_enter_with_it(
-    stage: Stage, pool: Pool, monkeypatch: pytest.MonkeyPatch, depth: int
-) -> None:
-    """Of two that are admitted together only the first has prompt tokens in the round; none runs on what a slot held before."""
+    """Of two that are admitted together only the first has prompt tokens in the round."""
     llm = stage.llm(chunk_tokens=7, depth=depth)
     enter, seen = llm.engine._round.enter, list[int]()
 
@@ -298,10 +262,9 @@ def test_a_sequence_that_cannot_enter_its_slot_fails_and_so_does_who_was_to_ente
         enter(slot, *others)
 
     monkeypatch.setattr(llm.engine._round, "enter", fails)
-    first, second, third = pool.ordinary[:3]
-    heard = traffic(llm, {0: [first, second], 2: [third]})
-    for request in (first, second):
-        completion = heard[request.request_id]
-        assert completion.finish_reason is FinishReason.ERROR
-        assert completion.error == "The round failed: no room"
-    hold(heard[third.request_id], pool.expected[third.request_id])
+    first, *others = pool.ordinary[:3]
+    heard = traffic(llm, {0: [first, others[0]], 2: [others[1]]})
+    assert heard[first.request_id].finish_reason is FinishReason.ERROR
+    assert heard[first.request_id].error == "This request cannot be prepared: no room"
+    for request in others:
+        hold(heard[request.request_id], pool.expected[request.request_id])

@@ -357,7 +357,7 @@ async def test_a_client_that_leaves_frees_its_pages_within_a_round(
     engine.check()
 
 
-async def test_a_crash_inside_a_round_is_a_500_and_the_server_goes_on(
+async def test_a_crash_inside_a_round_costs_time_and_one_in_every_round_is_a_500(
     assembled: assemble.Assembled,
     aiohttp_client: Callable[..., Awaitable[TestClient[Any, Any]]],
     monkeypatch: pytest.MonkeyPatch,
@@ -377,14 +377,20 @@ async def test_a_crash_inside_a_round_is_a_500_and_the_server_goes_on(
             raise RuntimeError("out of luck")
         return enqueue(*arguments)
 
-    monkeypatch.setattr(engine._round, "enqueue", crash_once)
-    failed = await asyncio.gather(post(), post(prompt="another"))
-    for status, answer in failed:
-        assert status == 500
-        assert answer["error"]["type"] == "server_error"
-        assert "out of luck" in answer["error"]["message"]
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._round, "enqueue", crash_once)
+        found = await asyncio.gather(post(), post(prompt="another"))
+        assert crashes
+    again = await post(), await post(prompt="another")
+    for (status, answer), (_, alone) in zip(found, again, strict=True):
+        assert (status, answer["usage"]["completion_tokens"]) == (200, 200)
+        assert answer["choices"][0]["text"] == alone["choices"][0]["text"]
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._round, "enqueue", lambda _: 1 / 0)
+        status, answer = await post()
+        assert (status, answer["error"]["type"]) == (500, "server_error")
+        assert "division by zero" in answer["error"]["message"]
     assert engine.status().pages_used == 0
     engine.check()
-    status, answer = await post()
-    assert (status, answer["usage"]["completion_tokens"]) == (200, 200)
+    assert (await post())[0] == 200
     assert (await client.get("/health")).status == 200

@@ -1,6 +1,8 @@
 """Numbers that are not finite end the request that meets them, and no other; met in a draft alone, they end nobody."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,3 +105,51 @@ def test_pages_of_who_left_in_time_spoil_nobody(poisoned: Stage, depth: int) -> 
         assert found[request.request_id].finish_reason is FinishReason.ABORT
     for request in requests:
         hold(found[request.request_id], plain[request.request_id])
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_prompt_is_judged_before_its_pages_are_found(poisoned: Stage, depth: int) -> None:
+    """It is read in chunks of 20 tokens, and nobody else hears of what lies behind its bad token, however long it goes on."""
+    llm = poisoned.llm(depth=depth, chunk_tokens=20)
+    size = poisoned.page_size
+    for place in (3, 25):
+        llm.engine.submit(bad(f"at {place}", place), lambda _: None)
+        known = len(llm.engine._scheduler._prefix or ())
+        for _ in range(2 + depth):
+            llm.engine.step()
+        running = llm.engine._scheduler.running
+        assert [sequence.spoilt for sequence in running] == [True]
+        assert len(llm.engine._scheduler._prefix or ()) - known == place // 20 * 20 // size
+        llm.engine.abort(f"at {place}")
+        while llm.engine.step():
+            pass
+
+
+@pytest.mark.parametrize("acceptance", ["shared-noise", "rejection"])
+def test_a_draft_model_that_cannot_compute_a_prompt_costs_speed(
+    stage: Stage, pool: Pool, acceptance: str, tiny_checkpoint: Callable[..., Path]
+) -> None:
+    """The target can. Those beside it go on drafting."""
+    draft = str(tiny_checkpoint("llama", seed=1, num_hidden_layers=2))
+    fields: dict[str, Any] = {"drafters": ("draft-model",), "draft_model": draft, "adaptive": False, "pages": 60}
+    llm = stage.llm(acceptance=acceptance, **fields)
+    (drafter,) = llm.engine._round.drafting.drafters
+    with torch.inference_mode():
+        drafter._model._embedding_VE[BAD] = torch.nan  # type: ignore[attr-defined]
+    samplings: tuple[dict[str, Any], ...] = (
+        {"temperature": 0.0},
+        {"seed": 1},
+        {"seed": 2, "top_p": 0.9},
+        {"seed": 3, "top_k": 1},
+    )
+    odd = [
+        replace(bad(f"odd {place}", 3 + place), sampling=SamplingParams(max_tokens=12, ignore_eos=True, **sampling))
+        for place, sampling in enumerate(samplings)
+    ]
+    plain = Pool.answers(stage.plain(), odd)
+    found = traffic(llm, {0: pool.ordinary[:4], 3: odd})
+    for name, completion in found.items():
+        if acceptance == "shared-noise":
+            hold(completion, plain.get(name) or pool.expected[name])
+        assert completion.finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
+    assert sum(found[request.request_id].stats.num_draft_tokens for request in pool.ordinary[:4]) > 0

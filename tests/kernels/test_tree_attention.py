@@ -198,3 +198,37 @@ def test_the_kernel_attends_over_chunks_and_trees(
 @pytest.mark.parametrize("start", [0, 100])
 def test_the_kernel_never_reads_behind_a_chunks_last_key(start: int, triton_interpreter: None) -> None:
     hold_kernel_to_the_reference(chunk_tables(start, 40, 64), kernel.Plan(8, 1, 1, True), None, None)
+
+
+@pytest.mark.parametrize(
+    ("plan", "window"),
+    [(None, None), ((1, 1, 1, False, True), None), ((4, 1, 1, False), None), ((8, 1, 1, True), None), ((4, 1, 1, True), 70)],
+)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_cannot_be_computed_reaches_only_those_who_see_it(
+    plan: tuple[Any, ...] | None, window: int | None, value: float, triton_interpreter: None
+) -> None:
+    """A program's rows belong to several sequences, stand before and behind the bad key, or on other branches."""
+    bushy = DraftTree(np.arange(4), np.array([0, 0, 0, 1]))
+    f = forest([bushy, DraftTree.root(3), None, None], [130, 65, 71, 67], page_size=64)
+    tables = tables_of(f, {0: (125, 4), 2: (66, 5), 3: (64, 3)})
+    tables = replace(tables, page_table_MP=tables.page_table_MP[:, :3].contiguous())
+    cache = Cache.random(1, 16, 64, torch.float16)
+    q = queries(tables, 2, 16).half()
+    chosen = kernel.Plan(*plan) if plan is not None else None
+    histories = [history_entries(tables, row)[-(window or 999) :] for row in range(len(q))]
+
+    def attended(keys: Tensor, values: Tensor) -> Tensor:
+        found: Tensor = kernel.tree_attention_triton(q, keys, values, tables, scale=0.25, window=window, plan=chosen)
+        return found
+
+    whole = attended(cache.keys, cache.values)
+    for row in (2, 5, tables.num_chunk + 1):  # of the first prompt, of the second, of a tree off its spine
+        entry = int(histories[row][-1])
+        spoilt = Cache(cache.keys.clone(), cache.values.clone())
+        for pages in (spoilt.keys, spoilt.values) if value != value else (spoilt.values,):
+            pages[entry // 64, :, entry % 64] = value
+        found = attended(spoilt.keys, spoilt.values)
+        sees = torch.tensor([bool((history == entry).any()) for history in histories])
+        assert not found[sees].isfinite().any()
+        assert torch.equal(found[~sees], whole[~sees])

@@ -15,7 +15,7 @@ from specdec.engine.metrics import EngineMetrics
 from specdec.engine.output import emit, finish_prompt, tell_prompt_logprobs
 from specdec.engine.sequence import Sequence, Sink
 from specdec.engine.statistics import EngineStatus
-from specdec.errors import ConfigError, RequestError
+from specdec.errors import ConfigError, DeviceError, RequestError
 from specdec.progress import Progress
 from specdec.request import FinishReason, Request, RequestOutput, SamplingDefaults, SpeculationStats, TokenLogprob
 from specdec.text.tokenizer import TextStream, Tokenizer
@@ -47,7 +47,7 @@ class Script:
     per_step: int = 3
     pause_after: int | None = None  # says no more until `resume` or an abort
     fail_after: int | None = None  # then its round fails
-    crash: bool = False  # the engine dies of it
+    crash: type[Exception] | None = None  # the engine dies of it
     sleep: float = 0.0  # seconds that its rounds take
     flood: tuple[int, int] = (0, 0)  # instead of an answer: so many characters a round, so many rounds
     spoilt: bool = False  # what it says cannot be sent
@@ -169,8 +169,8 @@ class FakeEngine:
 
     def _say(self, running: _Running) -> None:
         script, sequence = running.script, running.sequence
-        if script.crash:
-            raise RuntimeError("the script says so")
+        if script.crash is not None:
+            raise script.crash("the script says so")
         time.sleep(script.sleep)
         running.num_said += 1
         if script.flood[0]:
@@ -181,10 +181,10 @@ class FakeEngine:
             self._finish(running, RequestOutput(request_id=sequence.request_id, finish_reason=reason, error="out of luck"))
             return
         said = list(itertools.islice(running.answer, self._room(running)))
-        said_now = emit(sequence, said) if sequence.wants_tokens else finish_prompt(sequence)
         if (asked := sequence.sampling.prompt_logprobs) is not None and not sequence.prompt_told:
             sequence.prompt_logprobs = [logprob(token, asked, 1) for token in sequence.request.prompt_ids[1:]]
-            tell_prompt_logprobs(sequence, said_now)
+        said_now = emit(sequence, said) if sequence.wants_tokens else finish_prompt(sequence)
+        tell_prompt_logprobs(sequence, said_now)
         wanted = sequence.sampling.logprobs
         if wanted is not None:
             said_now.logprobs = tuple(logprob(token, wanted) for token in said_now.token_ids)
@@ -244,7 +244,8 @@ def banner(assembled: Assembled) -> str:
 
 SCRIPTS = {
     "stall": Script(pause_after=6),
-    "crash": Script(crash=True),
+    "crash": Script(crash=RuntimeError),
+    "dead": Script(crash=DeviceError),
     "sleep": Script(sleep=60.0),
     "slow": Script(sleep=0.2),
     "flood": Script(flood=(1 << 23, 3)),

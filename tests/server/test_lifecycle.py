@@ -141,7 +141,7 @@ async def test_one_failed_choice_fails_the_call_and_frees_the_rest(client: Clien
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_a_dead_engine_is_told_to_everyone(client: Client, engine: FakeEngine, poll: Poll) -> None:
     engine.scripts["stall"] = Script(pause_after=6)
-    engine.scripts["crash"] = Script(crash=True)
+    engine.scripts["crash"] = Script(crash=RuntimeError)
     assert (await client.get("/health")).status == 200
     waiting = asyncio.create_task(client.post(CHAT, json=body("stall")))
     streaming = await client.post(CHAT, json=body("stall", stream=True))

@@ -266,6 +266,17 @@ def test_a_killed_engine_ends_the_server(ready: Serving) -> None:
     assert ready.log.read_text().splitlines()[-1] == "specdec: The engine's process was ended by signal 9 (Killed)."
 
 
+def test_a_device_that_has_failed_ends_the_server_with_a_message(ready: Serving) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        ready.ask("dead")
+    assert caught.value.status == 500
+    assert ready.exit_code() == 1
+    said = ready.log.read_text()
+    assert "the script says so" in said
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "specdec: The engine's process ended with exit code 1."
+
+
 def test_an_engine_that_crashes_ends_the_server(ready: Serving) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         ready.ask("crash")

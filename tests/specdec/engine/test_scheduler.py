@@ -274,13 +274,13 @@ def test_finished_pages_serve_later_prompts_until_they_are_needed() -> None:
     assert run_round(s) == [("c", 8, True)], "the other prompt took the pages"
 
 
-def test_spoilt_pages_are_not_found_again() -> None:
+def test_pages_of_a_spoilt_prompt_are_not_found() -> None:
     s = scheduler(prefix_cache=True)
     s.add(sequence("a", 9))
-    run_round(s)
-    a = s.running[0]
-    s.spoil(a.pages)
-    s.remove(a)
+    assert s.schedule(underway=False) is not None
+    s.running[0].spoilt = True
+    s.commit(s.running[0], 8)
+    s.remove(s.running[0])
     s.add(sequence("b", 9))
     assert run_round(s) == [("b", 8, True)]
 

@@ -65,9 +65,10 @@ def test_sampling_parameters_reach_the_device() -> None:
     assert one.top_p_N.dtype == torch.float64
 
 
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-39, 9e-6])
 @pytest.mark.parametrize("params", [{}, {"top_k": 3, "top_p": 0.5, "min_p": 0.1}])
-def test_a_greedy_sequence_has_temperature_one_no_noise_and_no_filter(params: dict[str, Any]) -> None:
-    sampling = entered(SamplingParams(temperature=0.0, seed=5, **params)).sampling
+def test_a_greedy_sequence_has_temperature_one_no_noise_and_no_filter(temperature: float, params: dict[str, Any]) -> None:
+    sampling = entered(SamplingParams(temperature=temperature, seed=5, **params)).sampling
     assert sampling.keys.temperatures_S[1] == 1.0
     assert not sampling.keys.noisy_S[1]
     assert not sampling.truncated_S[1]
