@@ -113,13 +113,13 @@ class RoundShape(NamedTuple):
     pages: int
     chunk_members: int
     tree_members: int
-    drafting: bool
-    nucleus: Nucleus
-    edited: bool
-    scored: bool
-    restricted: bool
-    lists: int
-    keepers: tuple[int, ...]
+    drafting: bool = False
+    nucleus: Nucleus = Nucleus.NONE
+    edited: bool = False
+    scored: bool = False
+    restricted: bool = False
+    lists: int = 0
+    keepers: tuple[int, ...] = ()
     prompt_scored: bool = False
 
 

@@ -19,7 +19,6 @@ from specdec.round.forward import Forward
 from specdec.round.graphs import Recording
 from specdec.round.plan import PlanTables, RoundPlan, RoundShape, flatten
 from specdec.round.rows import Entries, lay_out
-from specdec.round.sample.draw import Nucleus
 
 _NO_TOKENS = np.zeros(0, np.int64)
 
@@ -183,13 +182,6 @@ def _shape(plan: RoundPlan, num_chunk: int) -> RoundShape:
         pages=plan.pages,
         chunk_members=int(np.count_nonzero(plan.chunks)),
         tree_members=plan.num_trees,
-        drafting=False,
-        nucleus=Nucleus.NONE,
-        edited=False,
-        scored=False,
-        restricted=False,
-        lists=0,
-        keepers=(),
     )
 
 

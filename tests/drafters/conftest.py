@@ -16,7 +16,6 @@ from specdec.kernels.tree_rows import Texts
 from specdec.request import SamplingParams
 from specdec.round.drafts import Drafting
 from specdec.round.plan import PlanTables, RoundPlan, RoundShape, flatten
-from specdec.round.sample.draw import Nucleus
 
 CPU = torch.device("cpu")
 Gram = tuple[int, ...]
@@ -120,12 +119,7 @@ def chosen(
         chunk_members=0,
         tree_members=count,
         drafting=True,
-        nucleus=Nucleus.NONE,
-        edited=False,
-        scored=False,
         restricted=allowed_S is not None,
-        lists=0,
-        keepers=(),
     )
     allowed = allowed_S if allowed_S is not None else torch.full_like(view.texts.lengths_S, -1)
     return drafting.trees(view, PlanTables(flat, count, 0, total), shape, allowed)

@@ -5,27 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specdec.kernels.gated_delta import GatedDelta
-from specdec.kernels.gated_delta.reference import GatedDeltaStep, halving_sum
-
-TAPS, KEY_HEADS, VALUE_HEADS, KEY, VALUE = 4, 2, 4, 8, 6
-
-
-def make_weights() -> GatedDelta:
-    draw = torch.Generator().manual_seed(0)
-    return GatedDelta(
-        conv_CJ=torch.randn(2 * KEY_HEADS * KEY + VALUE_HEADS * VALUE, TAPS, generator=draw) * 0.5,
-        log_decay_H=torch.rand(VALUE_HEADS, generator=draw) * 3 - 2,
-        dt_bias_H=torch.randn(VALUE_HEADS, generator=draw) * 0.5,
-        num_key_heads=KEY_HEADS,
-        key_dim=KEY,
-        value_dim=VALUE,
-    )
-
-
-WEIGHTS = make_weights()
-STEP = GatedDeltaStep(WEIGHTS)
-WIDTH = WEIGHTS.row_width
+from specdec.kernels.gated_delta.reference import halving_sum
+from tests.kernels.recurrence import KEY, KEY_HEADS, STEP, TAPS, VALUE, VALUE_HEADS, WEIGHTS, WIDTH
 
 
 def draw_rows(*shape: int) -> Tensor:

@@ -10,30 +10,13 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.gated_delta import GatedDelta, gated_delta
-from specdec.kernels.gated_delta.reference import GatedDeltaStep, gated_delta_reference
+from specdec.kernels.gated_delta.reference import gated_delta_reference
 from specdec.kernels.state_scan import StateStore, StateTables, scan_states
 from specdec.kernels.state_scan.reference import scan_states_reference
+from tests.kernels.recurrence import STEP, TAPS, VALUE, VALUE_HEADS, WEIGHTS, WIDTH
 
-TAPS, LONGEST_PATH, STATES, MARKS = 4, 6, 3, 2
-KEY_HEADS, VALUE_HEADS, KEY, VALUE = 2, 4, 8, 6
+LONGEST_PATH, STATES, MARKS = 6, 3, 2
 Tree = list[tuple[Tensor, int]]  # rows and parents
-
-
-def make_weights() -> GatedDelta:
-    draw = torch.Generator().manual_seed(0)
-    return GatedDelta(
-        conv_CJ=torch.randn(2 * KEY_HEADS * KEY + VALUE_HEADS * VALUE, TAPS, generator=draw) * 0.5,
-        log_decay_H=torch.rand(VALUE_HEADS, generator=draw) * 3 - 2,
-        dt_bias_H=torch.randn(VALUE_HEADS, generator=draw) * 0.5,
-        num_key_heads=KEY_HEADS,
-        key_dim=KEY,
-        value_dim=VALUE,
-    )
-
-
-WEIGHTS = make_weights()
-STEP = GatedDeltaStep(WEIGHTS)
-WIDTH = WEIGHTS.row_width
 
 
 def new_store() -> StateStore:

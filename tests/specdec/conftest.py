@@ -17,7 +17,6 @@ from specdec.kernels.tree_select import Trees
 from specdec.models.base import Heads, Model
 from specdec.round.plan import PlanTables, RoundPlan, RoundShape, flatten
 from specdec.round.rows import Entries, lay_out
-from specdec.round.sample.draw import Nucleus
 
 
 class PlainContext:
@@ -106,12 +105,6 @@ def rows_of(
         chunk_members=int(np.count_nonzero(plan.chunks)),
         tree_members=plan.num_trees,
         drafting=True,
-        nucleus=Nucleus.NONE,
-        edited=False,
-        scored=False,
-        restricted=False,
-        lists=0,
-        keepers=(),
     )
     tokens_MN, parents_MN = torch.full((members, nodes), -1), torch.zeros((members, nodes), dtype=torch.int64)
     counts_M = torch.zeros(members, dtype=torch.int64)

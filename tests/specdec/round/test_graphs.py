@@ -10,7 +10,6 @@ from torch import Tensor
 from specdec.round import graphs
 from specdec.round.graphs import Graphs
 from specdec.round.plan import RoundShape
-from specdec.round.sample.draw import Nucleus
 
 
 def shape(members: int) -> RoundShape:
@@ -22,13 +21,6 @@ def shape(members: int) -> RoundShape:
         pages=4,
         chunk_members=0,
         tree_members=members,
-        drafting=False,
-        nucleus=Nucleus.NONE,
-        edited=False,
-        scored=False,
-        restricted=False,
-        lists=64,
-        keepers=(),
     )
 
 

@@ -10,7 +10,6 @@ from specdec.kernels.tree_select import OFFERED
 from specdec.kernels.tree_walk import Accepted
 from specdec.round.outcome import Outcome
 from specdec.round.plan import RoundShape
-from specdec.round.sample.draw import Nucleus
 from specdec.round.scores import ScoreRing, emitted_tokens
 from tests.specdec.conftest import plan_of
 
@@ -28,12 +27,6 @@ def shape(drafting: bool) -> RoundShape:
         chunk_members=1,
         tree_members=1,
         drafting=drafting,
-        nucleus=Nucleus.NONE,
-        edited=False,
-        scored=False,
-        restricted=False,
-        lists=64,
-        keepers=(),
     )
 
 
