@@ -19,7 +19,7 @@ MAX_NODES = 64  # of a tree: a path is a set of nodes in the bits of one int64
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What may become nodes. Any tensor may be expanded along M.
+    """What may become nodes. All of one shape, and any may be expanded along M.
 
     tokens_MC: int64, negative where there is no candidate. parents_MC: int64, the candidate above, -1 for the root; always an
     earlier one. kinds_MC: int64, what each is like, for the chance that it is right given that all above it are.
@@ -78,6 +78,8 @@ def select_trees(
     """
     assert 1 <= num_nodes <= MAX_NODES, num_nodes
     assert candidates.tokens_MC.dtype == torch.int64, candidates.tokens_MC.dtype
+    shapes = {candidates.tokens_MC.shape, candidates.parents_MC.shape, candidates.kinds_MC.shape}
+    assert len(shapes) == 1, shapes
     inputs = (candidates, chances_K, odds_M, nodes_M, least_1)
     shape = (num_nodes, max_depth, shared)
     if uses_triton(candidates.tokens_MC.device):

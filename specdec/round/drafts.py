@@ -118,21 +118,20 @@ class Drafting:
         found = list(self.crew.draft(view))
         size = len(view.slots_M)
         if not found:
-            return Candidates(self._none_11.expand(size, 1), self._none_11, torch.zeros_like(self._none_11)), None, False
+            none_M1 = self._none_11.expand(size, 1)
+            return Candidates(none_M1, none_M1, none_M1 + 1), None, False
         for number, drafts in found:
             if drafts.laws_MLV is not None:
-                return _numbered(drafts, self._firsts[number]), drafts.laws_MLV, False
-        parts = [_numbered(drafts, self._firsts[number]) for number, drafts in found]
+                return _numbered(drafts, self._firsts[number], size), drafts.laws_MLV, False
+        parts = [_numbered(drafts, self._firsts[number], size) for number, drafts in found]
         if len(found) == 1:
             return parts[0], None, found[0][1].repeats
         places = np.cumsum([0, *(part.tokens_MC.shape[1] for part in parts)]).tolist()
         parents = [
-            torch.where(part.parents_MC >= 0, part.parents_MC + place, -1).expand(size, -1)
-            for part, place in zip(parts, places, strict=False)
+            torch.where(part.parents_MC >= 0, part.parents_MC + place, -1) for part, place in zip(parts, places, strict=False)
         ]
-        tokens = [part.tokens_MC.expand(size, -1) for part in parts]
-        kinds = [part.kinds_MC.expand(size, -1) for part in parts]
-        return Candidates(torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(kinds, 1)), None, True
+        tokens_MC, kinds_MC = (torch.cat(rows, 1) for rows in zip(*((p.tokens_MC, p.kinds_MC) for p in parts), strict=True))
+        return Candidates(tokens_MC, torch.cat(parents, 1), kinds_MC), None, True
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +152,10 @@ class SharedNoiseRanking:
         return tokens_Mk, log_q_MV.gather(1, tokens_Mk).masked_fill(sums_Mk == -torch.inf, -torch.inf)
 
 
-def _numbered(drafts: Drafts, first: int) -> Candidates:
-    """A drafter's candidates, their kinds counted from `first`."""
-    candidates = drafts.candidates
-    if first == 0:
-        return candidates
-    return Candidates(candidates.tokens_MC, candidates.parents_MC, candidates.kinds_MC + first)
+def _numbered(drafts: Drafts, first: int, size: int) -> Candidates:
+    """A drafter's candidates for each of `size` members, their kinds counted from `first`."""
+    offered = drafts.candidates
+    tokens_MC, parents_MC, kinds_MC = (
+        values.expand(size, -1) for values in (offered.tokens_MC, offered.parents_MC, offered.kinds_MC)
+    )
+    return Candidates(tokens_MC, parents_MC, kinds_MC + first if first else kinds_MC)

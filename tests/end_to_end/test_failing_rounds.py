@@ -160,7 +160,9 @@ class Faulty:
 
 @pytest.mark.parametrize("drafters", [("adversarial",), ALL_DRAFTERS], ids=["alone", "beside others"])
 @pytest.mark.parametrize("step", ["enter", "leave", "draft", "observe"])
-def test_a_drafter_that_fails_costs_speed(stage: Stage, pool: Pool, drafters: tuple[str, ...], step: str) -> None:
+def test_a_drafter_that_fails_costs_speed(
+    stage: Stage, pool: Pool, drafters: tuple[str, ...], step: str, caplog: pytest.LogCaptureFixture
+) -> None:
     llm = stage.llm(pool.oracle, drafters=drafters, adaptive=False)
     crew = llm.engine._round.drafting.crew
     crew._working = {number: Faulty(drafter, step) for number, drafter in crew._working.items()}
@@ -168,6 +170,7 @@ def test_a_drafter_that_fails_costs_speed(stage: Stage, pool: Pool, drafters: tu
     for name, completion in traffic(llm, {0: pool.requests[:4], 5: pool.requests[4:8]}).items():
         hold(completion, pool.expected[name])
     assert len(crew._working) == (0 if step in ("draft", "observe") else len(crew.drafters))
+    assert not any("round failed" in record.message for record in caplog.records)
 
 
 def test_a_text_that_cannot_be_made_fails_its_request_alone(stage: Stage, pool: Pool) -> None:

@@ -30,7 +30,7 @@ from tests.extension import tiny_head, tiny_hybrid
 
 TinyCheckpoint = Callable[..., Path]
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-LONG = tuple((i * 7) % 250 + 3 for i in range(60))
+LONG = tuple((i * 7) % 250 + 3 for i in range(70))  # more than a page, on a GPU too
 PROMPTS = (LONG, (*LONG[:37], 9, 8, 7), (*LONG[:37], *range(30, 50)), (5,), tuple(range(10, 43)))
 SAMPLINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0, "logprobs": 2},

@@ -34,6 +34,7 @@ def poison_states(llm: LLM, kind: RecurrentCache, value: float) -> None:
             stale_SB[sequence.slot, torch.arange(first, max(known, first)) % stale_SB.shape[1]] = False
         unkept = torch.tensor([mark not in kept for mark in range(group.kept_LK.shape[1])])
         group.states_LS[:, free] = value
+        stale_SB = stale_SB.to(group.recent_LSBW.device)
         group.recent_LSBW.masked_fill_(stale_SB[None, :, :, None], value)
         group.kept_LK[:, unkept] = value
         group.kept_rows_LKJW[:, unkept] = value
