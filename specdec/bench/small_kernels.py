@@ -215,7 +215,7 @@ class Inputs:
         """Where a round tells."""
         width = self.sizes.trees * told_width(self.sizes.nodes, True)
         if pinned and self.device.type == "cuda":
-            return torch.zeros(_TURNS, width, dtype=torch.int64, pin_memory=True)
+            return torch.zeros(_TURNS, width, dtype=torch.int64, device="cpu", pin_memory=True)
         return torch.zeros(_TURNS, width, dtype=torch.int64, device=self.device)
 
 
