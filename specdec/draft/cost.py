@@ -62,8 +62,10 @@ class CostTable:
 
     def observe_drafting(self, seconds: float) -> None:
         """Drafting added so much to a round."""
-        seconds, old = max(seconds, 0.0), self._drafting
-        self._drafting = seconds if not old else old + _SMOOTHING * (min(seconds, old * _OUTLIER) - old)
+        old = self._drafting
+        if old:
+            seconds = old + _SMOOTHING * (min(max(seconds, old / _OUTLIER), old * _OUTLIER) - old)
+        self._drafting = max(seconds, 0.0)
 
     def shift(self, seconds: float, context: int) -> None:
         """A round of one row takes `seconds`: what was measured so far lacks as much of every round."""

@@ -1,5 +1,7 @@
 """What the planner learns from a round."""
 
+import numpy as np
+
 from specdec.arrays import BoolArray
 from specdec.draft.planner import Planner, Seen
 from specdec.round.outcome import Outcome
@@ -20,7 +22,13 @@ def learn(planner: Planner, outcome: Outcome, present: BoolArray, context: int) 
     if outcome.seconds is not None:
         distinct = plan.num_chunk + plan.num_trees + int(outcome.drafted.sum())
         rows = max(shape.chunk + shape.trees, distinct)
-        planner.costs.observe(rows, distinct, context, outcome.seconds, shape.drafting)
+        verifies = plan.num_chunk > 0 or plan.num_nodes > plan.num_trees
+        if shape.drafting and not verifies and outcome.drafting_seconds is None:
+            # such rounds differ in nothing else from those without drafters: the host's part counts where it is waited for
+            usual = planner.costs.seconds(np.array([rows]), np.array([distinct]), context)
+            planner.costs.observe_drafting(outcome.seconds - float(usual[0]))
+        else:
+            planner.costs.observe(rows, distinct, context, outcome.seconds, shape.drafting)
     if shape.drafting:
         chosen = present & outcome.sound & (plan.nodes > 0)
         seen = Seen(
