@@ -114,7 +114,7 @@ class Stage:
     def llm(self, oracle: Mapping[OracleKey, Sequence[int]] | None = None, pages: int | None = None, **fields: Any) -> LLM:
         """An engine; `pages` makes its cache tight."""
         base: dict[str, Any] = {"page_size": self.page_size, "cache_gb": 0.02, "drafters": (), "max_tree_nodes": 8}
-        most = {} if pages is not None else {"max_model_len": 256}  # a GPU records rounds of all lengths
+        most = {} if pages is not None else {"max_model_len": 320}  # a GPU records rounds of all lengths
         fields = base | {"max_batch": 8, "adaptive": False} | most | fields
         if pages is not None:
             fields["cache_gb"] = self._gigabytes(pages, fields)

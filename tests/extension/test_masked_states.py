@@ -59,7 +59,7 @@ def test_what_nobody_has_changes_no_bit(
                     poison_states(llm, kind, value)
                 elif isinstance(kind, AttentionCache):
                     for store in kind._stores:
-                        store.masked_fill_(hidden[None, :, None, :, None], value)
+                        store.masked_fill_(hidden[None, :, None, :, None].to(store.device), value)
         return step()
 
     monkeypatch.setattr(llm.engine, "step", poisoned_step)
