@@ -4,7 +4,7 @@ other work that is timed."""
 import gc
 import statistics
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -38,6 +38,15 @@ class Graphs:
         self._graphs: OrderedDict[RoundShape, torch.cuda.CUDAGraph] = OrderedDict()
         self._seen: set[RoundShape] = set()
         self._memory = torch.cuda.graph_pool_handle() if self._on_gpu else None
+        self.version = 0  # changes with the recordings
+
+    def shapes(self) -> Iterable[RoundShape]:
+        """Those that are recorded."""
+        return self._graphs.keys()
+
+    def records(self, shape: RoundShape) -> bool:
+        """Whether a shape is recorded when it comes again."""
+        return self._on_gpu and self._worth(shape)
 
     def __contains__(self, shape: RoundShape) -> bool:
         return shape in self._graphs
@@ -46,7 +55,7 @@ class Graphs:
         """As a graph from the second time on: a shape that comes once is not worth one."""
         if shape in self._graphs:
             self._graphs.move_to_end(shape)
-        elif self._on_gpu and shape in self._seen and self._worth(shape):
+        elif shape in self._seen and self.records(shape):
             self.record(shape)
         else:
             self._see(shape)
@@ -67,6 +76,7 @@ class Graphs:
         with recording(graph, self._memory):
             self._launch(shape)
         self._graphs[shape] = graph
+        self.version += 1
         if len(self._graphs) > MOST_GRAPHS:
             self._graphs.popitem(last=False)
 

@@ -47,6 +47,7 @@ from specdec.round.sample.draw import Nucleus
 from specdec.round.sample.logprobs import log_probs
 from specdec.round.scores import ScoreRing, emitted_tokens
 from specdec.round.slots import Needs, Occupant, Slots
+from specdec.round.stand_ins import StandIns
 from specdec.round.trim import trim
 
 TURNS_KEPT = 4  # outcomes in the ring, more than are ever underway
@@ -110,7 +111,7 @@ class Round:
         self._flat = torch.zeros(size, dtype=torch.int64, device=self._device)
         self._staged = [torch.zeros(size, dtype=torch.int64, pin_memory=on_gpu) for _ in range(TURNS_KEPT)]
         self._last_key: tuple[object, ...] | None = None  # of the plan whose tables are there; None where slots have changed
-        self._last: tuple[RoundShape, IntArray]
+        self._last: tuple[RoundShape, RoundShape, IntArray]  # as it was wanted, as it ran, and the first row of each member
         self._turns_1 = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._turn = 0  # the same as the host counts
         most_told = members * outcome_width(MAX_NODES, True)
@@ -123,6 +124,12 @@ class Round:
         self._done = [torch.cuda.Event(enable_timing=True) for _ in range(TURNS_KEPT)] if on_gpu else []  # type: ignore[no-untyped-call]
         self._underway: deque[_Underway] = deque()
         self.graphs = Graphs(self._launch, self._device, lambda shape: shape.chunk <= GRAPH_CHUNK)
+        self._stand_ins = StandIns(
+            self.graphs,
+            most_members=members,
+            most_pages=slots.max_pages,
+            most_chunk=min(chunk_bucket(max_chunk), GRAPH_CHUNK),
+        )
         self._drafting_seconds = 0.0  # of the round that just ran, where it runs as it is launched
         self._trimmed: Layout | None = None  # of the round that just ran, where shapes follow drafts
 
@@ -181,11 +188,14 @@ class Round:
     def enqueue(self, plan: RoundPlan) -> None:
         """One more round. Between two rounds of a small model there is time for little more than this."""
         shape, firsts = self._tabled(plan)
-        follows = bool(self._underway) and shape in self.graphs
+        recorded = shape in self.graphs
+        follows = bool(self._underway) and recorded
         self._turn += 1
         entry = _Underway(self._turn, plan, shape, firsts)
         started = time.perf_counter()
         self.graphs.launch(shape)
+        if not recorded:
+            self._stand_ins.took(shape, time.perf_counter() - started)
         if self._done:
             entry.before = self._underway[-1].done if follows else None
             entry.done = self._done[self._turn % TURNS_KEPT]
@@ -269,14 +279,19 @@ class Round:
         return page_bucket(count, members, self.slots.max_pages)
 
     def _tabled(self, plan: RoundPlan) -> tuple[RoundShape, IntArray]:
-        """A plan's shape and the first tree row of each member; its tables are on their way to the device. Where nothing has
-        changed since the round before, all that is there already."""
-        if plan.key is None or plan.key != self._last_key:
-            shape = self.shape_of(plan)
-            self._upload(flatten(plan, shape.members, shape.chunk, shape.trees, self.slots.spare))
-            rows = plan.rows(shape.trees)
-            self._last_key, self._last = plan.key, (shape, np.cumsum(rows) - rows)
-        return self._last
+        """The shape that a plan runs as, and the first tree row of each member; its tables are on their way to the device.
+        Where nothing has changed since the round before, all that is there already."""
+        same = plan.key is not None and plan.key == self._last_key
+        if same and self._last[0] is self._last[1]:
+            return self._last[1:]
+        wanted = self._last[0] if same else self.shape_of(plan)
+        shape = self._stand_ins.choose(wanted, lambda larger: int(plan.rows(larger.trees).max()) <= larger.nodes)
+        if same and shape == self._last[1]:
+            return self._last[1:]
+        self._upload(flatten(plan, shape.members, shape.chunk, shape.trees, self.slots.spare))
+        rows = plan.rows(shape.trees)
+        self._last_key, self._last = plan.key, (wanted, wanted if shape == wanted else shape, np.cumsum(rows) - rows)
+        return self._last[1:]
 
     def _upload(self, flat: IntArray) -> None:
         """Without waiting for the rounds underway, which read the old plan."""

@@ -1,0 +1,138 @@
+"""Which recording a round runs as, where its own shape has none: a larger one stands in for it.
+
+To record a shape takes as long as some forty rounds of a small model, and under traffic members, prompts, trees and pages have
+hundreds of shapes together. So what comes first is recorded with room around it, for others to run as too. Shapes that are
+wanted often get recordings of their own, as far as a small share of the time allows. No bit depends on any of this.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from specdec.round.graphs import Graphs
+from specdec.round.plan import CHUNK_BUCKETS, MOST_TREE_ROWS, RoundShape, power_of_two
+
+# The next four: fitted on traffic of SmolLM2 at 1, 8, 32 and 128 in flight on an H200, where a recording takes 40 ms
+_WANTS = 64  # rounds that a stand-in ran, before a shape may have its own recording
+_SHARE = 0.02  # of the time may go into such recordings
+_ROOM = 2  # a stand-in has at most so many times the rows or members
+_PAGES = 4  # ... and pages
+_FEWEST_PAGES = 8
+_BUSHY = 4  # a tree may have so many times the nodes of the average one
+_MOST_NODES = 64
+_MOST_WANTED = 4096  # shapes that are counted
+
+
+class StandIns:
+    """Args:
+    graphs: the recordings.
+    most_members, most_pages: of any round.
+    most_chunk: prompt rows of any round that is recorded.
+    """
+
+    def __init__(
+        self,
+        graphs: Graphs,
+        *,
+        most_members: int,
+        most_pages: int,
+        most_chunk: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._graphs = graphs
+        self._most_members, self._most_pages, self._most_chunk = most_members, most_pages, most_chunk
+        self._clock = clock
+        self._started = clock()
+        self._spent = 0.0  # seconds for recordings that had a stand-in
+        self._begun: set[RoundShape] = set()
+        self._wants: Counter[RoundShape] = Counter()
+        self._larger: dict[RoundShape, list[RoundShape]] = {}
+        self._version = -1  # of the recordings that `_larger` knows
+
+    def choose(self, wanted: RoundShape, fits: Callable[[RoundShape], bool]) -> RoundShape:
+        """The shape to run a round as.
+
+        Args:
+            wanted: the smallest that holds it.
+            fits: whether a larger one does: it has more rows for the trees that are there, and a tree may have too many then.
+        """
+        if wanted in self._graphs or not self._graphs.records(wanted):
+            return wanted
+        stand_in = next(filter(fits, self._candidates(wanted)), None)
+        if stand_in is None:
+            roomy = self._roomy(wanted)
+            return roomy if self._graphs.records(roomy) and fits(roomy) else wanted
+        self._wants[wanted] += 1
+        if len(self._wants) > _MOST_WANTED:
+            self._wants.clear()
+        if wanted in self._begun or (self._wants[wanted] > _WANTS and self._affords()):
+            return wanted
+        return stand_in
+
+    def took(self, shape: RoundShape, seconds: float) -> None:
+        """A shape without a recording was launched, or got its recording."""
+        if self._wants[shape] > _WANTS:
+            self._spent += seconds
+            self._begun ^= {shape}  # it is launched once so that all is compiled, then recorded
+
+    def _affords(self) -> bool:
+        return self._spent < _SHARE * (self._clock() - self._started)
+
+    def _candidates(self, wanted: RoundShape) -> list[RoundShape]:
+        """Recordings that are larger in no unreasonable measure, the smallest first."""
+        if self._version != self._graphs.version:
+            self._version = self._graphs.version
+            self._larger.clear()
+        if wanted not in self._larger:
+            self._larger[wanted] = sorted(self._holding(wanted), key=_size)
+        return self._larger[wanted]
+
+    def _holding(self, wanted: RoundShape) -> Iterator[RoundShape]:
+        rows, kind = wanted.chunk + wanted.trees, _kind(wanted)
+        for shape in self._graphs.shapes():
+            if (
+                shape.members >= wanted.members
+                and shape.trees >= wanted.trees
+                and shape.chunk >= wanted.chunk
+                and shape.nodes >= wanted.nodes
+                and shape.pages >= wanted.pages
+                and shape.chunk + shape.trees <= _ROOM * rows
+                and shape.members <= _ROOM * wanted.members
+                and shape.pages <= _PAGES * wanted.pages
+                and _kind(shape) == kind
+            ):
+                yield shape
+
+    def _roomy(self, wanted: RoundShape) -> RoundShape:
+        """The shape with room for others around it. A lone sequence's are recorded at start-up."""
+        if wanted.members == 1:
+            return wanted
+        members = min(power_of_two(wanted.members), self._most_members)
+        trees, nodes = wanted.trees, wanted.nodes
+        if trees > wanted.members:
+            trees = min(power_of_two(trees), MOST_TREE_ROWS)
+            nodes = min(max(power_of_two(_BUSHY * trees // members), nodes), trees, _MOST_NODES)
+        elif trees:  # rows beyond the roots of those that read their prompts go to the others
+            trees, nodes = max(trees, members), max(nodes, 2)
+        chunk = wanted.chunk and max(min(power_of_two(max(wanted.chunk, 2 * CHUNK_BUCKETS[0])), self._most_chunk), wanted.chunk)
+        pages = max(min(power_of_two(max(wanted.pages, _FEWEST_PAGES)), self._most_pages), wanted.pages)
+        return wanted._replace(members=members, trees=trees, nodes=nodes, chunk=chunk, pages=pages)
+
+
+def _kind(shape: RoundShape) -> RoundShape:
+    """All that must be equal: the steps of a round. Launches of attention know how many sequences there are, to no bit's
+    change."""
+    return shape._replace(
+        members=0,
+        chunk=int(shape.chunk > 0),
+        trees=int(shape.trees > 0),
+        nodes=0,
+        pages=0,
+        chunk_members=0,
+        tree_members=0,
+    )
+
+
+def _size(shape: RoundShape) -> tuple[int, ...]:
+    """What a round costs, roughly, in the order of what matters."""
+    return shape.chunk + shape.trees, shape.pages, shape.nodes, shape.members

@@ -1,0 +1,154 @@
+"""A shape without a recording runs as a larger one; what is wanted often gets its own, as far as time allows."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from specdec.round.graphs import Graphs
+from specdec.round.plan import MOST_TREE_ROWS, ROW_BUCKETS, RoundShape, chunk_bucket, power_of_two
+from specdec.round.stand_ins import StandIns
+
+
+class Replay:
+    def __init__(self, runs: "Recorded", shape: RoundShape) -> None:
+        self._runs, self._shape = runs, shape
+
+    def replay(self) -> None:
+        self._runs.replayed.append(self._shape)
+
+
+class Recorded(Graphs):
+    """As on a GPU, but nothing is computed."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda shape: self.launched.append(shape), torch.device("cpu"), lambda shape: shape.chunk <= 1024)
+        self._on_gpu = True
+        self.launched: list[RoundShape] = []
+        self.replayed: list[RoundShape] = []
+
+    def record(self, shape: RoundShape) -> None:
+        self._graphs[shape] = Replay(self, shape)  # type: ignore[assignment]
+        self.version += 1
+
+
+def shape(members: int, trees: int, nodes: int, pages: int = 4, chunk: int = 0, **fields: Any) -> RoundShape:
+    return RoundShape(members, chunk, trees, nodes, pages, int(chunk > 0), members, **fields)
+
+
+@pytest.fixture
+def graphs() -> Recorded:
+    return Recorded()
+
+
+@pytest.fixture
+def now() -> list[float]:
+    return [0.0]
+
+
+@pytest.fixture
+def stand_ins(graphs: Recorded, now: list[float]) -> StandIns:
+    return StandIns(graphs, most_members=96, most_pages=128, most_chunk=1024, clock=lambda: now[0])
+
+
+def always(_: RoundShape) -> bool:
+    return True
+
+
+def run(stand_ins: StandIns, graphs: Recorded, wanted: RoundShape) -> RoundShape:
+    found = stand_ins.choose(wanted, always)
+    graphs.launch(found)
+    return found
+
+
+def holds(larger: RoundShape, wanted: RoundShape) -> bool:
+    fields = ("members", "chunk", "trees", "nodes", "pages")
+    return all(getattr(larger, name) >= getattr(wanted, name) for name in fields)
+
+
+def test_a_first_recording_has_room_for_others(stand_ins: StandIns, graphs: Recorded) -> None:
+    first = run(stand_ins, graphs, shape(6, 12, 4, drafting=True))
+    assert holds(first, shape(8, 16, 8, 8, drafting=True))
+    assert run(stand_ins, graphs, shape(6, 12, 4, drafting=True)) == first
+    for other in (shape(8, 12, 2, drafting=True), shape(6, 16, 8, 6, drafting=True), shape(8, 16, 4, 8, drafting=True)):
+        assert run(stand_ins, graphs, other) == first
+    assert graphs.launched == [first], "it was computed once, then recorded and replayed"
+
+
+def test_all_that_a_round_does_is_the_same(stand_ins: StandIns, graphs: Recorded) -> None:
+    for _ in range(2):
+        run(stand_ins, graphs, shape(8, 16, 4))
+    for other in (
+        shape(8, 16, 4, drafting=True),
+        shape(8, 16, 4, chunk=64),
+        shape(8, 16, 4, edited=True),
+        shape(8, 0, 1),
+        shape(8, 16, 4, scored=True),
+    ):
+        found = stand_ins.choose(other, always)
+        assert found._replace(members=8, trees=16, nodes=4, pages=4, chunk=0) == other._replace(trees=16, nodes=4, chunk=0)
+        assert (found.chunk > 0, found.trees > 0) == (other.chunk > 0, other.trees > 0)
+
+
+def test_what_is_much_larger_does_not_stand_in(stand_ins: StandIns, graphs: Recorded) -> None:
+    large = shape(64, 256, 16, 64, drafting=True)
+    graphs.record(large)
+    for small in (
+        shape(8, 256, 64, 64, drafting=True),
+        shape(64, 64, 2, 64, drafting=True),
+        shape(64, 256, 8, 8, drafting=True),
+    ):
+        assert stand_ins.choose(small, always) != large
+    assert stand_ins.choose(shape(48, 192, 8, 32, drafting=True), always) == large
+
+
+def test_the_smallest_that_fits_stands_in(stand_ins: StandIns, graphs: Recorded) -> None:
+    for nodes, trees in ((16, 32), (4, 24), (8, 24)):
+        graphs.record(shape(8, trees, nodes, drafting=True))
+    wanted = shape(8, 16, 4, drafting=True)
+    assert stand_ins.choose(wanted, always) == shape(8, 24, 4, drafting=True)
+    assert stand_ins.choose(wanted, lambda larger: larger.nodes > 4) == shape(8, 24, 8, drafting=True)
+    assert stand_ins.choose(wanted, lambda larger: larger.trees > 24) == shape(8, 32, 16, drafting=True)
+
+
+def test_what_is_wanted_often_gets_its_own_recording_when_time_allows(
+    stand_ins: StandIns, graphs: Recorded, now: list[float]
+) -> None:
+    wanted, other = shape(8, 12, 4, drafting=True), shape(8, 16, 4, 8, drafting=True)
+    for _ in range(200):
+        larger = run(stand_ins, graphs, wanted)
+    assert larger != wanted, "no time has passed"
+    now[0] = 1.0
+    for _ in range(2):
+        assert run(stand_ins, graphs, wanted) == wanted
+        stand_ins.took(wanted, 0.03)
+    assert wanted in graphs
+    for _ in range(200):
+        assert run(stand_ins, graphs, other) == larger, "what the first took is not made up for"
+    now[0] = 4.0
+    assert run(stand_ins, graphs, other) == other
+
+
+def test_what_is_never_recorded_runs_as_it_is(stand_ins: StandIns, graphs: Recorded) -> None:
+    long = shape(8, 8, 1, chunk=2048)
+    assert stand_ins.choose(long, always) == long
+    alone = StandIns(Graphs(print, torch.device("cpu")), most_members=96, most_pages=128, most_chunk=1024)
+    assert alone.choose(shape(6, 12, 4), always) == shape(6, 12, 4)
+
+
+@pytest.mark.parametrize("drafting", [False, True])
+def test_every_shape_finds_room_within_the_limits(drafting: bool) -> None:
+    """Of a round of so many members and trees; each gets a new engine, so that nothing is recorded."""
+    for members, trees in itertools.product([m for m in ROW_BUCKETS if m <= 96], ROW_BUCKETS):
+        for pages, chunk in ((1, 0), (12, 64), (100, 768), (128, 1024)):
+            nodes = min(power_of_two(-(-trees // members)), 64)
+            wanted = shape(members, trees, nodes, pages, chunk_bucket(chunk), drafting=drafting)
+            chosen = StandIns(Recorded(), most_members=96, most_pages=128, most_chunk=1024).choose(wanted, always)
+            assert holds(chosen, wanted)
+            assert chosen.members <= 96
+            assert chosen.pages <= 128
+            assert chosen.trees <= MOST_TREE_ROWS
+            assert chosen.trees in ROW_BUCKETS
+            assert chosen.nodes <= 64
+            assert chosen.chunk == chunk_bucket(chosen.chunk) <= 1024
