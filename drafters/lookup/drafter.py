@@ -87,6 +87,11 @@ class LookupDrafter:
         if len(self._corpus_C) and output and not self._secret[slot]:
             self._to_learn.extend([*output, SEPARATOR])
 
+    def forget(self) -> None:
+        """No earlier answer is copied from any more."""
+        self._to_learn.clear()
+        self._corpus_C.fill_(SEPARATOR)
+
     def draft(self, view: DraftView) -> Drafts:
         """See `Drafter.draft`."""
         reach = min(view.num_pages * view.page_size, view.texts.tokens_SL.shape[1])

@@ -106,6 +106,11 @@ class Engine:
                 self._aborted.append(request_id)
                 self._wakeup.notify_all()
 
+    def forget(self) -> None:
+        """Drafters know nothing of earlier answers any more. For the stepping thread, while nothing runs."""
+        assert not self.has_work
+        self._round.forget()
+
     def wait(self, timeout: float) -> None:
         """Block until there may be work, for at most `timeout` seconds."""
         with self._wakeup:

@@ -54,6 +54,12 @@ class Crew:
             except Exception:
                 _log.exception("The drafter %s cannot learn from an answer.", _name(drafter))
 
+    def forget(self) -> None:
+        """What drafters know of earlier sequences is gone."""
+        for drafter in self.drafters:
+            if getattr(drafter, "shared_names", ()):
+                drafter.forget()  # type: ignore[attr-defined]
+
     def draft(self, view: DraftView) -> Iterator[tuple[int, Drafts]]:
         """The place of each drafter that works, and what it offers."""
         for number, drafter in list(self._working.items()):

@@ -167,6 +167,11 @@ class Round:
         self._last_key = None
         self.drafting.crew.leave(slot, output)
 
+    @torch.inference_mode()
+    def forget(self) -> None:
+        """Drafters know nothing of earlier answers any more."""
+        self.drafting.crew.forget()
+
     def widen(self, slot: int) -> bool:
         """Look at wide nuclei as well in what a slot's next rounds draw; False where it has no nucleus."""
         truncated = bool(self.slots.needs[slot] & Needs.TRUNCATED)

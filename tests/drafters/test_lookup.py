@@ -165,6 +165,18 @@ def test_answers_are_learned_from_where_that_is_allowed() -> None:
     assert desk("ngram", "prediction", text=response[:5]).drafter._corpus_C.numel() == 0, "nor kept where nobody asks for it"
 
 
+def test_what_is_forgotten_is_not_drafted(few: int) -> None:
+    found, response = Desk("suffix"), sample(3, 50, 10**6)
+    found.answers(response)
+    found.drafter.leave(1, response)  # learned when the next one enters
+    found.drafting.crew.forget()
+    found.enter(0, [2_000_000, *response[:5]])
+    assert found.paths() == []
+    found.answers(response)
+    found.enter(0, [2_000_000, *response[:5]])
+    assert accepted(found.tree(), response[5:]) == WIDTH
+
+
 def test_no_draft_runs_over_the_end_of_an_answer_or_begins_before_one() -> None:
     found = Desk("suffix")
     found.answers([1, 2, 3], [4, 5, 6])

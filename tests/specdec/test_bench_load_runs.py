@@ -35,6 +35,7 @@ class Scripted:
         self.widths: list[int] = []
         self.names: list[set[str]] = []
         self.aborted: list[str] = []
+        self.forgotten = 0
         self._failing = failing
 
     def clock(self) -> float:
@@ -48,6 +49,10 @@ class Scripted:
         self.aborted.append(request_id)
         _, sink, _ = self.running.pop(request_id)
         sink(RequestOutput(request_id=request_id, finish_reason=FinishReason.ABORT))
+
+    def forget(self) -> None:
+        assert not self.running
+        self.forgotten += 1
 
     def step(self) -> bool:
         self.now += 1.0
@@ -100,7 +105,7 @@ def test_an_odd_request_runs_all_the_time_beside_the_others() -> None:
         odd=odd.ODD["biases"](()),
         odd_questions=QUESTIONS[:2],
     )
-    found = perform(EngineContender(PLAIN, lambda: engine, (), remembers=False), plan)
+    found = perform(EngineContender(PLAIN, lambda: engine, ()), plan)
     busy = engine.names[:-1]
     assert all(sum(name.startswith("odd") for name in names) == 1 for names in busy)
     assert all(sum(name.startswith("load") for name in names) == 3 for names in busy)
@@ -124,7 +129,7 @@ def test_odd_requests_are_what_they_are_called() -> None:
 def test_seen_prompts_are_answered_before() -> None:
     engine = Scripted()
     plan = Plan(traffic=Closed(2), limits=Limits(2, 4), questions=QUESTIONS[:12], sampling=SAMPLING, seen=True)
-    perform(EngineContender(PLAIN, lambda: engine, (), remembers=False), plan)
+    perform(EngineContender(PLAIN, lambda: engine, ()), plan)
     for number in range(12):
         done = sum(f"load {number}" in names for names in engine.names)
         assert done >= 8, "each was answered whole"
@@ -132,7 +137,7 @@ def test_seen_prompts_are_answered_before() -> None:
     assert engine.names.count({"load 0", "load 1"}) > 8, "and the measured pass begins anew"
 
 
-def test_an_engine_that_remembers_is_built_for_each_run() -> None:
+def test_an_engine_forgets_between_runs() -> None:
     made: list[Scripted] = []
 
     def make() -> Scripted:
@@ -140,25 +145,24 @@ def test_an_engine_that_remembers_is_built_for_each_run() -> None:
         return made[-1]
 
     plan = Plan(traffic=Closed(1), limits=Limits(1, 1), questions=QUESTIONS[:5], sampling=SAMPLING)
-    for remembers in (True, False):
-        contender = EngineContender("A", make, (), remembers=remembers)
+    contender = EngineContender("A", make, ())
+    for run in range(3):
         perform(contender, plan)
-        perform(contender, plan)
-    assert len(made) == 2 + 1
+        assert [engine.forgotten for engine in made] == [run]
 
 
 def test_a_failed_request_ends_the_run() -> None:
     engine = Scripted(failing="load 3")
     plan = Plan(traffic=Closed(2), limits=Limits(2, 10), questions=QUESTIONS, sampling=SAMPLING)
     with pytest.raises(RoundError, match="broken"):
-        perform(EngineContender("A", lambda: engine, (), remembers=False), plan)
+        perform(EngineContender("A", lambda: engine, ()), plan)
     assert not engine.running
 
 
 def test_traffic_beyond_what_is_answered_is_refused() -> None:
     plan = Plan(traffic=Open(1e6), limits=Limits(50, 10), questions=QUESTIONS, sampling=SAMPLING)
     with pytest.raises(ConfigError, match="lower --rate"):
-        perform(EngineContender("A", Scripted, (), remembers=False), plan)
+        perform(EngineContender("A", Scripted, ()), plan)
 
 
 def settings(**fields: Any) -> bench.LoadSettings:

@@ -39,7 +39,6 @@ _FEWEST_REQUESTS = 16  # that are measured, if not told
 _OPEN_WARM_UP = 16
 _TIMED_REQUESTS = 2048  # that are prepared where seconds end the measured stretch
 _ODD_QUESTIONS = 64  # prompts of odd requests, which take turns
-_REMEMBERING = "suffix"  # the drafter that learns from answers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,8 +189,7 @@ def _own(settings: LoadSettings, progress: Progress) -> Subject:
     plain = replace(config, drafters=(), draft_model=None)
     configs = {PLAIN: plain, DRAFTED: config} if config.drafters else {PLAIN: plain}
     contenders: list[Contender] = [
-        EngineContender(name, partial(_engine, each, loaded), each.drafters, remembers=_REMEMBERING in each.drafters)
-        for name, each in configs.items()
+        EngineContender(name, partial(_engine, each, loaded), each.drafters) for name, each in configs.items()
     ]
     if (serve := settings.serve) is not None:
         contenders += [

@@ -26,21 +26,21 @@ class Stepped(Protocol):
 
     def step(self) -> bool: ...
 
+    def forget(self) -> None: ...
+
 
 class EngineContender:
     """specdec's engine itself.
 
     Args:
         make: builds the engine.
-        remembers: whether its drafters learn from answers; it is then built anew for each run.
     """
 
-    def __init__(self, name: str, make: Callable[[], Stepped], drafters: tuple[str, ...], remembers: bool) -> None:
+    def __init__(self, name: str, make: Callable[[], Stepped], drafters: tuple[str, ...]) -> None:
         self.name = name
         self.drafters = drafters
         self.speculation = SpeculationParams()
         self._make = make
-        self._remembers = remembers
         self._engine: Stepped | None = None
 
     @contextmanager
@@ -48,14 +48,14 @@ class EngineContender:
         if self._engine is None:
             gc.collect()  # what an earlier engine held; the next wants the memory
             self._engine = self._make()
+        else:
+            self._engine.forget()  # the answers of the run before
         gc.collect()
         gc.freeze()  # as `specdec serve` does
         try:
             yield partial(drive, self._engine)
         finally:
             gc.unfreeze()
-            if self._remembers:
-                self._engine = None
 
 
 class _Run:
