@@ -9,17 +9,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from specdec.kernels.tree_select import MAX_NODES
 from specdec.round.graphs import Graphs
 from specdec.round.plan import CHUNK_BUCKETS, MOST_TREE_ROWS, RoundShape, power_of_two
 
-# The next four: fitted on traffic of SmolLM2 at 1, 8, 32 and 128 in flight on an H200, where a recording takes 40 ms
+# The next five: fitted on traffic of SmolLM2 at 1, 8, 32 and 128 in flight on an H200, where a recording takes 40 ms
 _WANTS = 64  # rounds that a stand-in ran, before a shape may have its own recording
 _SHARE = 0.02  # of the time may go into such recordings
 _ROOM = 2  # a stand-in has at most so many times the rows or members
 _PAGES = 4  # ... and pages
-_FEWEST_PAGES = 8
-_BUSHY = 4  # a tree may have so many times the nodes of the average one
-_MOST_NODES = 64
+_FEWEST_PAGES = 16
+_BUSHY = 8  # a tree may have so many times the nodes of the average one
 _MOST_WANTED = 4096  # shapes that are counted
 
 
@@ -111,12 +111,20 @@ class StandIns:
         trees, nodes = wanted.trees, wanted.nodes
         if trees > wanted.members:
             trees = min(power_of_two(trees), MOST_TREE_ROWS)
-            nodes = min(max(power_of_two(_BUSHY * trees // members), nodes), trees, _MOST_NODES)
+            nodes = min(max(power_of_two(_BUSHY * trees // members), nodes), trees, MAX_NODES)
         elif trees:  # rows beyond the roots of those that read their prompts go to the others
             trees, nodes = max(trees, members), max(nodes, 2)
         chunk = wanted.chunk and max(min(power_of_two(max(wanted.chunk, 2 * CHUNK_BUCKETS[0])), self._most_chunk), wanted.chunk)
         pages = max(min(power_of_two(max(wanted.pages, _FEWEST_PAGES)), self._most_pages), wanted.pages)
-        return wanted._replace(members=members, trees=trees, nodes=nodes, chunk=chunk, pages=pages)
+        return wanted._replace(
+            members=members,
+            trees=trees,
+            nodes=nodes,
+            chunk=chunk,
+            pages=pages,
+            chunk_members=min(wanted.chunk_members, 1),  # most often one prompt is read beside answers
+            tree_members=members if trees else 0,
+        )
 
 
 def _kind(shape: RoundShape) -> RoundShape:

@@ -34,7 +34,7 @@ class Recorded(Graphs):
 
 
 def shape(members: int, trees: int, nodes: int, pages: int = 4, chunk: int = 0, **fields: Any) -> RoundShape:
-    return RoundShape(members, chunk, trees, nodes, pages, int(chunk > 0), members, **fields)
+    return RoundShape(members, chunk, trees, nodes, pages, int(chunk > 0), members if trees else 0, **fields)
 
 
 @pytest.fixture
