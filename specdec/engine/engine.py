@@ -178,7 +178,9 @@ class Engine:
             return
         self._context = max([turn.sequence.most_tokens for turn in turns])
         plan = plan_round(turns, self._planner, self._scheduler, self._context)
-        self._tell_pages()
+        slots, indices, pages = self._scheduler.take_new_pages()
+        if pages:
+            self._round.set_pages(slots, indices, pages)
         if (chances := self._planner.new_chances()) is not None:
             self._round.set_chances(chances)
         self._round.enqueue(plan)
@@ -238,12 +240,6 @@ class Engine:
         """Bits of the drafters that the sequence may use."""
         wanted = sequence.request.speculation.drafter
         return sum(1 << bit for bit, name in enumerate(self._names) if wanted in (None, name))
-
-    def _tell_pages(self) -> None:
-        """Pages that were given since the last round."""
-        slots, indices, pages = self._scheduler.take_new_pages()
-        if pages:
-            self._round.set_pages(slots, indices, pages)
 
     def _settle(self, turns: list[Turn], outcome: Outcome) -> None:
         """Each sequence takes its tokens; those that end leave. What came after an end is void."""
