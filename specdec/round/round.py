@@ -36,7 +36,6 @@ from specdec.round.plan import (
     RoundPlan,
     RoundShape,
     chunk_bucket,
-    flatten,
     members_bucket,
     page_bucket,
     power_of_two,
@@ -48,6 +47,7 @@ from specdec.round.sample.logprobs import log_probs
 from specdec.round.scores import ScoreRing, emitted_tokens
 from specdec.round.slots import Needs, Occupant, Slots
 from specdec.round.stand_ins import StandIns
+from specdec.round.tables import Tables
 from specdec.round.trim import trim
 
 TURNS_KEPT = 4  # outcomes in the ring, more than are ever underway
@@ -107,11 +107,6 @@ class Round:
         self._device = forward.model.device
         on_gpu = self._device.type == "cuda"
         members = row_bucket(min(slots.num_slots, MOST_TREE_ROWS))
-        size = PlanTables.size(members, chunk_bucket(max_chunk), MOST_TREE_ROWS)
-        self._flat = torch.zeros(size, dtype=torch.int64, device=self._device)
-        self._staged = [torch.zeros(size, dtype=torch.int64, pin_memory=on_gpu) for _ in range(TURNS_KEPT)]
-        self._last_key: tuple[object, ...] | None = None  # of the plan whose tables are there; None where slots have changed
-        self._last: tuple[RoundShape, RoundShape, IntArray]  # as it was wanted, as it ran, and the first row of each member
         self._turns_1 = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._turn = 0  # the same as the host counts
         most_told = members * outcome_width(MAX_NODES, True)
@@ -124,11 +119,16 @@ class Round:
         self._done = [torch.cuda.Event(enable_timing=True) for _ in range(TURNS_KEPT)] if on_gpu else []  # type: ignore[no-untyped-call]
         self._underway: deque[_Underway] = deque()
         self.graphs = Graphs(self._launch, self._device, lambda shape: shape.chunk <= GRAPH_CHUNK)
-        self._stand_ins = StandIns(
-            self.graphs,
-            most_members=members,
-            most_pages=slots.max_pages,
-            most_chunk=min(chunk_bucket(max_chunk), GRAPH_CHUNK),
+        chunk = chunk_bucket(max_chunk)
+        recorded = min(chunk, GRAPH_CHUNK)
+        self._tables = Tables(
+            lambda plan: self.shape_of(plan),
+            StandIns(self.graphs, most_members=members, most_pages=slots.max_pages, most_chunk=recorded),
+            members=members,
+            chunk=chunk,
+            spare=slots.spare,
+            rounds=TURNS_KEPT - 1,
+            device=self._device,
         )
         self._drafting_seconds = 0.0  # of the round that just ran, where it runs as it is launched
         self._trimmed: Layout | None = None  # of the round that just ran, where shapes follow drafts
@@ -153,7 +153,7 @@ class Round:
             allowed: bits of the drafters' names that it may use.
             group: see `specdec.draft.protocol.Starter`.
         """
-        self._last_key = None
+        self._tables.forget()
         if group:
             allowed &= ~self._shared
         starter = Starter(occupant.tokens, occupant.num_prompt_tokens, occupant.sampling, occupant.prediction_ids, group)
@@ -164,7 +164,7 @@ class Round:
     @torch.inference_mode()
     def leave(self, slot: int, output: Sequence[int]) -> None:
         """A sequence is over; drafters may learn from `output`."""
-        self._last_key = None
+        self._tables.forget()
         self.drafting.crew.leave(slot, output)
 
     @torch.inference_mode()
@@ -176,7 +176,7 @@ class Round:
         """Look at wide nuclei as well in what a slot's next rounds draw; False where it has no nucleus."""
         truncated = bool(self.slots.needs[slot] & Needs.TRUNCATED)
         self.slots.needs[slot] |= Needs.WIDE * truncated
-        self._last_key = None
+        self._tables.forget()
         return truncated
 
     @torch.inference_mode()
@@ -192,7 +192,7 @@ class Round:
     @torch.inference_mode()
     def enqueue(self, plan: RoundPlan) -> None:
         """One more round. Between two rounds of a small model there is time for little more than this."""
-        shape, firsts = self._tabled(plan)
+        shape, firsts = self._tables.put(plan)
         recorded = shape in self.graphs
         follows = bool(self._underway) and recorded
         self._turn += 1
@@ -200,7 +200,7 @@ class Round:
         started = time.perf_counter()
         self.graphs.launch(shape)
         if not recorded:
-            self._stand_ins.took(shape, time.perf_counter() - started)
+            self._tables.stand_ins.took(shape, time.perf_counter() - started)
         if self._done:
             entry.before = self._underway[-1].done if follows else None
             entry.done = self._done[self._turn % TURNS_KEPT]
@@ -240,7 +240,7 @@ class Round:
             DeviceError: no other will succeed.
         """
         self._underway.clear()
-        self._last_key = None
+        self._tables.forget()
         check_device(self._device)
         with torch.inference_mode():
             self._turns_1.fill_(self._turn)  # it may have been counted on one side only
@@ -283,31 +283,10 @@ class Round:
         """Pages of a round's tables where its longest member holds `count`."""
         return page_bucket(count, members, self.slots.max_pages)
 
-    def _tabled(self, plan: RoundPlan) -> tuple[RoundShape, IntArray]:
-        """The shape that a plan runs as, and the first tree row of each member; its tables are on their way to the device.
-        Where nothing has changed since the round before, all that is there already."""
-        same = plan.key is not None and plan.key == self._last_key
-        if same and self._last[0] is self._last[1]:
-            return self._last[1:]
-        wanted = self._last[0] if same else self.shape_of(plan)
-        shape = self._stand_ins.choose(wanted, lambda larger: int(plan.rows(larger.trees).max()) <= larger.nodes)
-        if same and shape == self._last[1]:
-            return self._last[1:]
-        self._upload(flatten(plan, shape.members, shape.chunk, shape.trees, self.slots.spare))
-        rows = plan.rows(shape.trees)
-        self._last_key, self._last = plan.key, (wanted, wanted if shape == wanted else shape, np.cumsum(rows) - rows)
-        return self._last[1:]
-
-    def _upload(self, flat: IntArray) -> None:
-        """Without waiting for the rounds underway, which read the old plan."""
-        staged = self._staged[(self._turn + 1) % TURNS_KEPT][: len(flat)]
-        staged.numpy()[:] = flat
-        self._flat[: len(flat)].copy_(staged, non_blocking=True)
-
     @torch.inference_mode()
     def _launch(self, shape: RoundShape) -> None:
         """All steps of a round, in order."""
-        tables = PlanTables(self._flat, shape.members, shape.chunk, shape.trees)
+        tables = PlanTables(self._tables.flat, shape.members, shape.chunk, shape.trees)
         view = self._view(shape, tables)
         verified, laws = None, None
         if shape.drafting:
@@ -404,16 +383,15 @@ class Round:
     def rehearse(self, plan: RoundPlan) -> RoundShape:
         """Run a round that serves nobody, twice, and record it where it is worth that; texts stay where they were."""
         shape = self.shape_of(plan)
-        self._upload(flatten(plan, shape.members, shape.chunk, shape.trees, self.slots.spare))
+        self._tables.send(plan, shape)
         for _ in range(2):
             with self.staying():
                 self.graphs.launch(shape)
-        self._last_key = None
         return shape
 
     @torch.inference_mode()
     def seconds_of(self, plan: RoundPlan) -> float:
         """What a recorded round takes on the device with this plan."""
         shape = self.shape_of(plan)
-        self._upload(flatten(plan, shape.members, shape.chunk, shape.trees, self.slots.spare))
+        self._tables.send(plan, shape)
         return self.graphs.seconds(shape, self.staying)
