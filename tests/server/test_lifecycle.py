@@ -179,7 +179,7 @@ async def test_a_waiting_client_gets_an_answer_when_the_server_ends(client: Clie
     async with asyncio.timeout(3):
         response = await waiting
     assert response.status == 503
-    assert engine.status().num_running == 0
+    await poll.until(lambda: engine.status().num_running == 0)  # the engine has a thread of its own
 
 
 async def test_a_server_ends_at_once_when_nothing_runs(start: Start) -> None:
