@@ -1,6 +1,7 @@
-"""CUDA graphs of rounds: each shape is recorded when it comes for the second time, and replayed from then on; and of any
-other work that is timed."""
+"""CUDA graphs of rounds: each shape is recorded when it comes first, and replayed from then on; and of any other work that
+is timed."""
 
+import functools
 import gc
 import statistics
 from collections import OrderedDict
@@ -12,8 +13,7 @@ import torch
 
 from specdec.round.plan import RoundShape
 
-MOST_GRAPHS = 384  # the one used longest ago is dropped; up to 100 are recorded at start-up
-_MOST_SEEN = 4096  # shapes, each of about 1 kB; ten times what may be recorded
+MOST_GRAPHS = 384  # the one used longest ago is dropped; about 250 are recorded at start-up
 _REPLAYS = 8  # to time a round; the first half warms up
 
 _Output = TypeVar("_Output")
@@ -36,7 +36,6 @@ class Graphs:
         self._worth = worth
         self._on_gpu = device.type == "cuda"
         self._graphs: OrderedDict[RoundShape, torch.cuda.CUDAGraph] = OrderedDict()
-        self._seen: set[RoundShape] = set()
         self._memory = torch.cuda.graph_pool_handle() if self._on_gpu else None
         self.version = 0  # changes with the recordings
 
@@ -45,40 +44,40 @@ class Graphs:
         return self._graphs.keys()
 
     def records(self, shape: RoundShape) -> bool:
-        """Whether a shape is recorded when it comes again."""
+        """Whether a shape is recorded when it comes."""
         return self._on_gpu and self._worth(shape)
 
     def __contains__(self, shape: RoundShape) -> bool:
         return shape in self._graphs
 
     def launch(self, shape: RoundShape) -> None:
-        """As a graph from the second time on: a shape that comes once is not worth one."""
+        """As a graph where shapes have any: to record a round takes the host about as long as to launch it kernel by kernel."""
         if shape in self._graphs:
             self._graphs.move_to_end(shape)
-        elif shape in self._seen and self.records(shape):
+        elif self.records(shape):
             self.record(shape)
         else:
-            self._see(shape)
             self._launch(shape)
             return
         self._graphs[shape].replay()
 
-    def _see(self, shape: RoundShape) -> None:
-        """Only what may be recorded is remembered, and not for ever: there is no end of shapes."""
-        if self._on_gpu:
-            if len(self._seen) >= _MOST_SEEN:
-                self._seen.clear()
-            self._seen.add(shape)
-
     def record(self, shape: RoundShape) -> None:
-        """Capture a round whose kernels are compiled."""
-        graph = torch.cuda.CUDAGraph()
-        with recording(graph, self._memory):
-            self._launch(shape)
+        """Capture a round, which computes nothing. What a launch makes once and keeps must exist by then."""
+        try:
+            graph = self._captured(shape)
+        except torch.OutOfMemoryError:  # within a capture nothing that is cached is given back for it
+            torch.cuda.empty_cache()
+            graph = self._captured(shape)
         self._graphs[shape] = graph
         self.version += 1
         if len(self._graphs) > MOST_GRAPHS:
             self._graphs.popitem(last=False)
+
+    def _captured(self, shape: RoundShape) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with recording(graph, self._memory):
+            self._launch(shape)
+        return graph
 
     def seconds(self, shape: RoundShape, staying: Callable[[], AbstractContextManager[None]]) -> float:
         """Of a recorded round, replayed behind others of its kind so that the host is ahead; each leaves all as it was."""
@@ -124,18 +123,29 @@ class Recording(Generic[_Output]):
 
 @contextmanager
 def recording(graph: torch.cuda.CUDAGraph, memory: Any) -> Iterator[None]:
-    """Capture a CUDA graph, its memory from that pool.
+    """Capture a CUDA graph, its memory from that pool. What is underway on the device goes on meanwhile.
 
-    No garbage is collected meanwhile: to free an older graph's memory on this thread would spoil the capture.
+    No garbage is collected meanwhile: to free an older graph's memory on this thread would spoil the capture. Kernels may be
+    loaded, which only the relaxed mode allows.
     """
     collected = gc.isenabled()
     gc.disable()
     try:
-        with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
-            yield
+        with torch.cuda.stream(_capture_stream(torch.cuda.current_device())):
+            graph.capture_begin(**({} if memory is None else {"pool": memory}), capture_error_mode="relaxed")
+            try:
+                yield
+            finally:
+                graph.capture_end()
     finally:
         if collected:
             gc.enable()
+
+
+@functools.cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """One for all captures: graphs share memory."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _median_seconds(spans: Sequence[tuple[torch.cuda.Event, torch.cuda.Event]]) -> float:

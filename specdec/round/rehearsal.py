@@ -1,4 +1,5 @@
-"""Rounds that serve nobody, run when a GPU starts: so that no request waits for the compiler, and costs are known."""
+"""Rounds that serve nobody, recorded when a GPU starts: so that no request waits for the compiler or for a recording, and costs
+are known."""
 
 import numpy as np
 import torch
@@ -12,12 +13,13 @@ from specdec.round.slots import Occupant
 
 _MOST_ROWS = 8  # of a lone sequence's tree; larger ones are recorded when they come
 _MOST_PAGES = 128  # of a lone sequence; longer ones are recorded when they come
+_TRAFFIC_ROWS = (1, 2, 4, 8)  # of each sequence's tree on average, where there are several; others are recorded when they come
 _MATCH = 2  # tokens that end the text as it began, so that there is something to look up
 
 
 def rehearse(round_: Round, planner: Planner, max_chunk: int, max_model_len: int, progress: Progress) -> None:
-    """Compile and record the rounds of one sequence, and time them. Rounds of several are recorded when they come for the
-    second time.
+    """Compile and record rounds, those of one sequence and those that traffic brings most; time those of one sequence. The
+    first of each kind is computed: what a launch makes once and keeps, a recording finds.
 
     Args:
         round_: nothing may be underway.
@@ -37,28 +39,40 @@ def rehearse(round_: Round, planner: Planner, max_chunk: int, max_model_len: int
         for chunk in chunks:
             with torch.inference_mode():
                 round_.slots.texts.lengths_S[0] = chunk + 1  # whatever stands there
-            round_.rehearse(_plan(chunk=chunk, nodes=1, pages=-(-(chunk + 1) // round_.slots.page_size)))
+            plan = _plan(chunk=chunk, nodes=1, pages=-(-(chunk + 1) // round_.slots.page_size))
+            round_.rehearse(plan, compute=chunk == chunks[0])
             advance(1)
     with progress.task("Recording rounds", len(samplings) * len(pages) * len(widths)) as advance:
         for sampling in samplings:
             _enter(round_, sampling, max_model_len)
             for count in pages:
                 for nodes in widths:
-                    _rehearse_tree(round_, planner, nodes, count, time=sampling is samplings[0] and count == pages[0])
+                    first = count == pages[0]
+                    _rehearse_tree(round_, planner, nodes, count, compute=first, time=first and sampling is samplings[0])
                     advance(1)
+    rows = [0, *(count for count in _TRAFFIC_ROWS if count <= planner.max_nodes and round_.drafting.drafters)]
+    with progress.task("Recording traffic", len(samplings) * len(rows)) as advance:
+        for sampling in samplings:
+            _enter(round_, sampling, max_model_len)
+            for nodes in rows:
+                alone = round_.shape_of(_plan(nodes=max(nodes, 1), pages=1, drafting=nodes > 0))
+                with torch.inference_mode():
+                    for shape in round_.stand_ins.usual(alone):
+                        round_.graphs.record(shape)
+                advance(1)
     torch.cuda.synchronize()
 
 
-def _rehearse_tree(round_: Round, planner: Planner, nodes: int, pages: int, time: bool) -> None:
+def _rehearse_tree(round_: Round, planner: Planner, nodes: int, pages: int, compute: bool, time: bool) -> None:
     """A round with drafts, and of one row also one without. Timed with no draft that is good enough, and with all there are."""
     drafts = bool(round_.drafting.drafters)
     plain = _plan(nodes=1, pages=pages)
     if nodes == 1:
-        round_.rehearse(plain)
+        round_.rehearse(plain, compute)
         if not drafts:
             return
     alone = _plan(nodes=nodes, pages=pages, drafting=True, least=2.0)
-    round_.rehearse(alone)
+    round_.rehearse(alone, compute)
     if not time:
         return
     context = _MOST_ROWS + _MATCH

@@ -121,9 +121,10 @@ class Round:
         self.graphs = Graphs(self._launch, self._device, lambda shape: shape.chunk <= GRAPH_CHUNK)
         chunk = chunk_bucket(max_chunk)
         recorded = min(chunk, GRAPH_CHUNK)
+        self.stand_ins = StandIns(self.graphs, most_members=members, most_pages=slots.max_pages, most_chunk=recorded)
         self._tables = Tables(
             lambda plan: self.shape_of(plan),
-            StandIns(self.graphs, most_members=members, most_pages=slots.max_pages, most_chunk=recorded),
+            self.stand_ins,
             members=members,
             chunk=chunk,
             spare=slots.spare,
@@ -200,7 +201,7 @@ class Round:
         started = time.perf_counter()
         self.graphs.launch(shape)
         if not recorded:
-            self._tables.stand_ins.took(shape, time.perf_counter() - started)
+            self.stand_ins.took(shape, time.perf_counter() - started)
         if self._done:
             entry.before = self._underway[-1].done if follows else None
             entry.done = self._done[self._turn % TURNS_KEPT]
@@ -380,14 +381,13 @@ class Round:
         self._turns_1.copy_(turns_1)
 
     @torch.inference_mode()
-    def rehearse(self, plan: RoundPlan) -> RoundShape:
-        """Run a round that serves nobody, twice, and record it where it is worth that; texts stay where they were."""
+    def rehearse(self, plan: RoundPlan, compute: bool) -> None:
+        """A round that serves nobody, if asked also without a recording, which comes first; texts stay as they were."""
         shape = self.shape_of(plan)
         self._tables.send(plan, shape)
-        for _ in range(2):
+        for run in (self._launch, self.graphs.launch) if compute else (self.graphs.launch,):
             with self.staying():
-                self.graphs.launch(shape)
-        return shape
+                run(shape)
 
     @torch.inference_mode()
     def seconds_of(self, plan: RoundPlan) -> float:

@@ -13,7 +13,7 @@ from specdec.kernels.tree_select import MAX_NODES
 from specdec.round.graphs import Graphs
 from specdec.round.plan import CHUNK_BUCKETS, MOST_TREE_ROWS, RoundShape, power_of_two
 
-# The next two bound what recordings cost, 40 ms each for SmolLM2 on an H200; they are not fitted on anything. The four behind
+# The next two bound what recordings cost, XX ms each for SmolLM2 on an H200; they are not fitted on anything. The four behind
 # them: chosen in a simulation of SmolLM2's traffic at 8 in flight, so that a second run meets hardly a shape without a stand-in
 _WANTS = 64  # rounds that a stand-in ran, before a shape may have its own recording
 _SHARE = 0.02  # of the time may go into such recordings
@@ -21,6 +21,8 @@ _ROOM = 2  # a stand-in has at most so many times the rows or members
 _PAGES = 4  # ... and pages
 _FEWEST_PAGES = 16
 _BUSHY = 8  # a tree may have so many times the nodes of the average one
+_USUAL_CHUNKS = (0, 128, 256)  # prompt rows that are recorded at start-up, the prompts of `specdec.bench.suite` one by one
+_BESIDE_PROMPTS = 4  # rows of each sequence there, at most
 _MOST_WANTED = 4096  # shapes that are counted
 
 
@@ -45,7 +47,6 @@ class StandIns:
         self._clock = clock
         self._started = clock()
         self._spent = 0.0  # seconds for recordings that had a stand-in
-        self._begun: set[RoundShape] = set()
         self._wants: Counter[RoundShape] = Counter()
         self._larger: dict[RoundShape, list[RoundShape]] = {}
         self._version = -1  # of the recordings that `_larger` knows
@@ -66,15 +67,32 @@ class StandIns:
         self._wants[wanted] += 1
         if len(self._wants) > _MOST_WANTED:
             self._wants.clear()
-        if wanted in self._begun or (self._wants[wanted] > _WANTS and self._affords()):
-            return wanted
-        return stand_in
+        return wanted if self._wants[wanted] > _WANTS and self._affords() else stand_in
+
+    def usual(self, alone: RoundShape) -> Iterator[RoundShape]:
+        """What traffic brings most, with room, of the kind of a lone sequence's round and with as many rows for each sequence.
+        Beside prompts there are hardly large trees."""
+        members, rows = 1, alone.trees
+        while members < self._most_members:
+            members = min(2 * members, self._most_members)
+            if members * rows > MOST_TREE_ROWS:
+                return
+            for chunk in _USUAL_CHUNKS if rows <= _BESIDE_PROMPTS else _USUAL_CHUNKS[:1]:
+                if chunk <= self._most_chunk:
+                    yield self._roomy(
+                        alone._replace(
+                            members=members,
+                            chunk=chunk,
+                            trees=members * rows,
+                            chunk_members=int(chunk > 0),
+                            tree_members=members,
+                        )
+                    )
 
     def took(self, shape: RoundShape, seconds: float) -> None:
-        """A shape without a recording was launched, or got its recording."""
-        if shape in self._begun or self._wants[shape] > _WANTS:
+        """A shape got its recording."""
+        if self._wants[shape] > _WANTS:
             self._spent += seconds
-            self._begun ^= {shape}  # it is launched once so that all is compiled, then recorded
 
     def _affords(self) -> bool:
         return self._spent < _SHARE * (self._clock() - self._started)

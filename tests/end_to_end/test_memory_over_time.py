@@ -52,7 +52,7 @@ def kept(llm: LLM) -> int:
     gc.collect()
     _Fields.of.cache_clear()  # bounded by itself, and far from full
     engine = llm.engine
-    books = (engine._known_ids, engine._sequences, engine._aborted, engine._submitted, engine._round.graphs._seen)
+    books = (engine._known_ids, engine._sequences, engine._aborted, engine._submitted, engine._round.graphs._graphs)
     return len(gc.get_objects()) + sum(map(len, books))
 
 

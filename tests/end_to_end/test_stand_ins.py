@@ -32,13 +32,13 @@ def test_no_bit_changes(stage: Stage, pool: Pool, monkeypatch: pytest.MonkeyPatc
     if stage.device == "cpu":
         monkeypatch.setattr(Graphs, "record", record)
         monkeypatch.setattr(round_.graphs, "_on_gpu", True)
-    choose = round_._tables.stand_ins.choose
+    choose = round_.stand_ins.choose
 
     def noted(wanted: RoundShape, *arguments: Any) -> RoundShape:
         ran.append((wanted, choose(wanted, *arguments)))
         return ran[-1][1]
 
-    monkeypatch.setattr(round_._tables.stand_ins, "choose", noted)
+    monkeypatch.setattr(round_.stand_ins, "choose", noted)
     monkeypatch.setattr("specdec.round.stand_ins._SHARE", 1e9)  # some get recordings of their own
     monkeypatch.setattr("specdec.round.stand_ins._WANTS", 4)
     for name, found in traffic(llm, {0: pool.requests[:3], 4: pool.requests[3:9], 7: pool.requests[9:24]}).items():
