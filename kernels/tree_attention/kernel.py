@@ -10,7 +10,6 @@ A program holds `ROWS` neighbouring rows times the query heads of one kv head. L
 longest sequence, D depths, H query heads.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from specdec.kernels.launch import leave_room, overlaps
+from specdec.kernels.tree_attention.plans import Plan, choose_plan
 from specdec.kernels.tree_attention.rows import CHANGING, attend_row_kernel
 from specdec.kernels.tree_attention.splits import (
     TILE,
@@ -33,24 +33,6 @@ from specdec.kernels.tree_attention.splits import (
 
 if TYPE_CHECKING:
     from specdec.kernels.tree_attention import AttentionTables
-
-_FILLED = 256  # programs that fill the device
-_FEW_SPLITS = 16  # that one program may walk over, however few there are beside it
-_ONE_WAVE = 256  # programs of single rows that run at once
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Shape of the launch: speed only, never bits.
-
-    fused: one program walks over all splits of its rows. pairs: with rows = 1 and not fused, two tiles at a time.
-    """
-
-    rows: int
-    warps: int
-    stages: int
-    fused: bool
-    pairs: bool = False
 
 
 @triton.jit(do_not_specialize=CHANGING)
@@ -405,7 +387,9 @@ def _attend(
             tables.starts_M,
             *lookups,
             *sizes,
-            BLOCK_M=max(16, block_group),
+            BLOCK_GROUP=block_group,
+            BLOCK_M=max(16, plan.shared * block_group),
+            SHARED=plan.shared,
             FUSED=plan.fused,
             PAIRS=plan.pairs,
             **shape,
@@ -446,21 +430,3 @@ def _attend(
         )
         if pdl and num_rows == 1:
             leave_room(kernel)
-
-
-def choose_plan(num_rows: int, num_sequences: int, kv_heads: int, block_group: int, block_dim: int, splits: int) -> Plan:
-    """Rows that share a program: one while rows are few or each has its own sequence, a matrix tile's worth for chunks."""
-    per_sequence = num_rows // max(1, num_sequences)
-    if per_sequence > 64 or (per_sequence >= 16 and num_rows >= 512):
-        if block_group > 32:
-            return Plan(2, 8, 2, True)
-        if block_dim > 128 and block_group <= 16:  # small GPUs have no shared memory for more of such heads
-            return Plan(32 // block_group, 4, 2, True)
-        return Plan(64 // block_group, 4, 3, True)
-    if per_sequence >= 8 and block_group < 16 and num_rows * kv_heads * splits > _ONE_WAVE:
-        return Plan(max(2, 16 // block_group), 4, 2, False)
-    if num_rows <= 2 or block_dim > 128:
-        return Plan(1, 8, 1, False, pairs=num_rows <= 2 and block_dim <= 128)
-    # where rows alone fill the device, no split needs a program of its own, and none a merge
-    programs = num_rows * kv_heads
-    return Plan(1, 4, 1, programs >= _FILLED and splits <= max(_FEW_SPLITS, programs // 32))

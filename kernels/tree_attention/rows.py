@@ -1,4 +1,5 @@
-"""Triton attention of single rows: each program holds the query heads of one kv head of one row."""
+"""Triton attention of few rows: each program holds the query heads of one kv head of one row, or of some neighbouring ones that
+all see the same keys."""
 
 import triton
 import triton.language as tl
@@ -35,12 +36,17 @@ def attend_row_kernel(
     SCALE: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    BLOCK_GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    SHARED: tl.constexpr,
     FUSED: tl.constexpr,
     PAIRS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid (rows, kv heads, splits), or (rows, kv heads) if FUSED: as `_attend_kernel`, for single rows.
+    """Grid (rows, kv heads, splits), or (rows, kv heads) if FUSED: as `_attend_kernel`, for few rows.
+
+    SHARED: a split that all rows of a sequence see whole is read once for so many of them, which lie in one block of as many,
+    by the program of the first; the others leave.
 
     Keys below the sequence's start are older than this round, so those of the first tile (of the first two: PAIRS, for the
     latency of very few rows) are on their way before the round's q, K and V are there; so are the tables, see
@@ -56,6 +62,20 @@ def attend_row_kernel(
     if split_start(split) > last:
         return
     base = tl.load(p_bases + sequence).to(tl.int32)
+    m = tl.arange(0, BLOCK_M)
+    own = row
+    m_m = m < GROUP
+    if SHARED > 1:
+        own = row // SHARED * SHARED + m // BLOCK_GROUP
+        m_m = (m // BLOCK_GROUP < SHARED) & (own < R) & (m % BLOCK_GROUP < GROUP)
+        m_m = m_m & (tl.load(p_sequences + own, m_m, other=-1) == sequence)
+        positions = tl.load(p_positions + own, m_m, other=last).to(tl.int32)
+        whole = split_start(split + 1) <= tl.minimum(base, tl.min(positions, 0) + 1)
+        if WINDOW > 0:
+            whole = whole & (split_start(split) > tl.max(positions, 0) - WINDOW)
+        if whole & (tl.min(tl.where(m_m, own, row), 0) < row):
+            return
+        m_m = m_m & tl.where(whole, own >= 0, own == row)
     first_new = tl.load(p_starts + sequence).to(tl.int32)
     low = split_start(split)
     end = last + 1
@@ -82,9 +102,8 @@ def attend_row_kernel(
         b_v_2 = tl.load(p_v + at_2, m_old, other=0.0)
     if PDL:
         gdc_wait()
-    m = tl.arange(0, BLOCK_M)
-    at_head = row * (KV_HEADS * GROUP) + kv_head * GROUP + m
-    m_q = (m < GROUP)[:, None] & m_d
+    at_head = own * (KV_HEADS * GROUP) + kv_head * GROUP + m % BLOCK_GROUP
+    m_q = m_m[:, None] & m_d
     b_q = tl.load(p_q + at_head[:, None] * HEAD_DIM + d, m_q, other=0.0)
     # what this round wrote
     if old_end < tl.minimum(end, low + TILE):
@@ -151,10 +170,10 @@ def attend_row_kernel(
         tl.store(p_out + at_head[:, None] * HEAD_DIM + d, out, m_q)
     else:
         at_split = split.to(tl.int64) * R * (KV_HEADS * GROUP) + at_head
-        tl.store(p_tops + at_split, top, m < GROUP)
+        tl.store(p_tops + at_split, top, m_m)
         # every column of the product with ones holds the sum
         column = tl.arange(0, 16)[None, :]
-        tl.store(p_totals + at_split[:, None] + column * 0, totals, (m < GROUP)[:, None] & (column == 0))
+        tl.store(p_totals + at_split[:, None] + column * 0, totals, m_m[:, None] & (column == 0))
         tl.store(p_out + at_split[:, None] * HEAD_DIM + d, acc, m_q)
 
 

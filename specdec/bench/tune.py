@@ -98,7 +98,8 @@ class Tuner:
         """Search a tile for every product of rounds of `rows` rows, each with those that were found before it."""
         runs = {name: self._probe.step(parts) for name, parts in rounds_of(rows, self._model.config.vocab_size).items()}
         with asked() as products:
-            next(iter(runs.values()))()
+            for run in runs.values():  # each at least once: rounds read what others wrote
+                run()
         chosen: dict[Product, Tile] = {}
         found = []
         for product in dict.fromkeys(products):

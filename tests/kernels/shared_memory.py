@@ -14,7 +14,8 @@ from specdec.kernels.linear.kernel import choose_tile as choose_linear
 from specdec.kernels.moe.kernel import _grouped_kernel
 from specdec.kernels.moe.kernel import choose_tile as choose_experts
 from specdec.kernels.tile_tables import Tile
-from specdec.kernels.tree_attention.kernel import _attend_kernel, choose_plan
+from specdec.kernels.tree_attention.kernel import _attend_kernel
+from specdec.kernels.tree_attention.plans import choose_plan
 
 CAPABILITY = 89  # 8.6 and 12.0 have as much
 MOST, SAVED_BUFFERS = 101_376, 1

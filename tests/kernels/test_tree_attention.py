@@ -11,6 +11,7 @@ from torch import Tensor
 
 from specdec.draft.tree import DraftTree
 from specdec.kernels.tree_attention import AttentionTables, tree_attention, tree_attention_reference
+from specdec.kernels.tree_attention.plans import Plan
 from specdec.kernels.tree_attention.reference import history_entries
 from tests.kernels.conftest import SPARE_ENTRY, Forest, forest, random_tree
 
@@ -181,28 +182,42 @@ def hold_kernel_to_the_reference(tables: AttentionTables, plan: Any, window: int
     assert error(out, expected) < 1e-2
 
 
-PLANS = [(1, 1, 1, False), (1, 1, 1, True), (1, 1, 1, False, True), (4, 1, 1, False), (4, 1, 1, True)]
+PLANS = {
+    "row": (1, 1, 1, False),
+    "fused row": (1, 1, 1, True),
+    "row, tiles in pairs": (1, 1, 1, False, True),
+    "row, splits shared": (1, 1, 1, False, False, 4),
+    "rows": (4, 1, 1, False),
+    "fused rows": (4, 1, 1, True),
+}
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=["row", "fused row", "row, tiles in pairs", "rows", "fused rows"])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (70, 5.0)])
 def test_the_kernel_attends_over_chunks_and_trees(
     plan: tuple[Any, ...], window: int | None, softcap: float | None, triton_interpreter: None
 ) -> None:
-    bushy = DraftTree(np.arange(5), np.array([0, 0, 0, 1, 3]))
+    bushy = DraftTree(np.arange(7), np.array([0, 0, 0, 1, 3, 4, 4]))
     f = forest([bushy, DraftTree.root(3), None], [259, 65, 67], surplus=1, page_size=64)
-    tables = tables_of(f, {0: (256, 2), 2: (63, 4)})
-    hold_kernel_to_the_reference(tables, kernel.Plan(*plan), window, softcap)
+    tables = tables_of(f, {0: (253, 5), 2: (63, 4)})
+    hold_kernel_to_the_reference(tables, Plan(*plan), window, softcap)
 
 
 @pytest.mark.parametrize("start", [0, 100])
 def test_the_kernel_never_reads_behind_a_chunks_last_key(start: int, triton_interpreter: None) -> None:
-    hold_kernel_to_the_reference(chunk_tables(start, 40, 64), kernel.Plan(8, 1, 1, True), None, None)
+    hold_kernel_to_the_reference(chunk_tables(start, 40, 64), Plan(8, 1, 1, True), None, None)
 
 
 @pytest.mark.parametrize(
     ("plan", "window"),
-    [(None, None), ((1, 1, 1, False, True), None), ((4, 1, 1, False), None), ((8, 1, 1, True), None), ((4, 1, 1, True), 70)],
+    [
+        (None, None),
+        ((1, 1, 1, False, True), None),
+        ((1, 1, 1, False, False, 2), None),
+        ((4, 1, 1, False), None),
+        ((8, 1, 1, True), None),
+        ((4, 1, 1, True), 70),
+    ],
 )
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_cannot_be_computed_reaches_only_those_who_see_it(
@@ -215,7 +230,7 @@ def test_what_cannot_be_computed_reaches_only_those_who_see_it(
     tables = replace(tables, page_table_MP=tables.page_table_MP[:, :3].contiguous())
     cache = Cache.random(1, 16, 64, torch.float16)
     q = queries(tables, 2, 16).half()
-    chosen = kernel.Plan(*plan) if plan is not None else None
+    chosen = Plan(*plan) if plan is not None else None
     histories = [history_entries(tables, row)[-(window or 999) :] for row in range(len(q))]
 
     def attended(keys: Tensor, values: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ if not torch.cuda.is_available():
 
 from specdec.kernels.tree_attention import AttentionTables
 from specdec.kernels.tree_attention.heads import heads_triton
-from specdec.kernels.tree_attention.kernel import Plan, tree_attention_triton
+from specdec.kernels.tree_attention.kernel import tree_attention_triton
+from specdec.kernels.tree_attention.plans import Plan
 from specdec.kernels.tree_attention.reference import tree_attention_reference
 
 pytestmark = pytest.mark.gpu
@@ -25,6 +26,7 @@ PLANS = [
     Plan(8, 4, 2, True),
     Plan(1, 4, 1, True),
     Plan(1, 8, 1, False, pairs=True),
+    Plan(1, 4, 1, False, shared=4),
 ]
 
 
