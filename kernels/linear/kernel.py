@@ -311,6 +311,9 @@ def num_chains(depth: int) -> int:
 
 def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
     """The tile for x [num_rows, depth] and `width` outputs."""
+    m, part = triton.next_power_of_2(num_rows), depth // num_chains(depth)
+    if m <= 128 and (tile := _narrow_tile(m, width, max(16, triton.next_power_of_2(part)))) is not None:
+        return tile
     if num_rows > 256 and width >= 1024:
         return Tile(128, 128, 128, 8, 3, True) if depth >= 4096 else Tile(128, 128, 64, 8, 4, True)
     if num_rows > 64:
@@ -319,12 +322,6 @@ def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
         if num_rows > 128:
             return Tile(128, 128, 64, 8, 4, True)
         return Tile(64, 64, 64, 4, 5, True) if width < 1 << 16 else Tile(128, 64, 64, 8, 4, True)
-    m = triton.next_power_of_2(num_rows)
-    part = depth // num_chains(depth)
-    if m <= 16 and part <= 256 and not (m == 16 and width >= 1 << 15):
-        return Tile(m, 32 if 2048 <= width < 1 << 15 else 16, max(16, triton.next_power_of_2(part)), 4, 1)
-    if m <= 4 and part <= 512 and width <= 1024:
-        return Tile(m, 16, triton.next_power_of_2(part), 4, 1)
     if width <= 8192 and ((m == 1 and part <= 1024) or (m <= 4 and part == 1024)):
         # one wave of programs that hold all of their weights in registers before the predecessor has ended
         return Tile(m, 16 if width > 4096 and part <= 512 else 8, max(16, triton.next_power_of_2(part)), 4, 1)
@@ -340,6 +337,30 @@ def choose_tile(num_rows: int, width: int, depth: int) -> Tile:
     if m <= 32 and depth >= 4096:
         return Tile(m, 16, 128, 4, 5 if m <= 16 else 4)
     return Tile(m, 16, 64, 4, 6 if m <= 16 else 4)
+
+
+def _narrow_tile(m: int, width: int, part: int) -> Tile | None:
+    """Of layers with so few inputs that a program holds all of its weights at once. Fitted on SmolLM2's products on an H200.
+
+    m, part: rows, and inputs of an accumulator chain, as powers of two.
+    """
+    if part > 512 or (part == 512 and width > 1024):
+        return None
+    if part == 512:
+        if m <= 4:
+            return Tile(m, 16, part, 4, 1)
+        return Tile(16, 16, part, 8, 1) if m <= 32 else Tile(16, 16, 128, 4, 4)
+    if width >= 1 << 15:
+        if m < 8 or (m == 8 and width >= 1 << 16):
+            return Tile(m, 16, part, 4, 1)
+        if m > 64 or width >= 1 << 16:
+            return None
+        return Tile(64, 32, 64, 4, 2) if m == 64 else Tile(max(m, 16), 64, 64, 4, 3)
+    if m <= 16:
+        return Tile(m, 32 if width >= 2048 else 16, part, 4, 1)
+    if width >= 2048:
+        return Tile(32, 32, part, 4, 1) if m <= 64 and width <= 4096 else None
+    return Tile(16, 32, part, 4, 1)
 
 
 @remembered
