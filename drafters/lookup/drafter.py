@@ -48,6 +48,7 @@ class LookupDrafter:
         sources = np.array([self.names.index(name) if name in self.names else 0 for name in NAMES.values()])
         self._labels = torch.tensor(labels(sources), device=device)
         self._shifts_S = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
+        self._sampled = np.zeros(num_slots + 1, np.bool_)  # as the shifts say
         corpus = CORPUS_TOKENS if NAMES[Origin.CORPUS] in names else 0
         self._corpus_C = torch.full((corpus,), SEPARATOR, dtype=torch.int32, device=device)
         self._to_learn: deque[int] = deque(maxlen=max(corpus, 1))
@@ -68,7 +69,9 @@ class LookupDrafter:
         """See `Drafter.enter`."""
         self._learn()
         self._secret[slot] = bool(starter.group)
-        self._shifts_S[slot] = 0 if starter.sampling.greedy else sampled_shift()
+        if self._sampled[slot] == starter.sampling.greedy:
+            self._sampled[slot] = not starter.sampling.greedy
+            self._shifts_S[slot] = sampled_shift() * int(self._sampled[slot])
         expects = bool(starter.prediction_ids) and NAMES[Origin.REFERENCE] in self.names
         if expects:
             if not self.shape:

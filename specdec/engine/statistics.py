@@ -1,5 +1,6 @@
 """What speculation did for one request, round by round, and where the engine stands."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,19 +45,20 @@ def count_drafts(stats: SpeculationStats, outcome: Outcome, index: int, accepted
     depths = [0]
     for parent in parents[1:]:
         depths.append(depths[parent] + 1)
-    _extend(stats.drafted_by_depth, max(depths))
-    _extend(stats.accepted_by_depth, max(depths))
-    for level in range(max(depths)):
+    deepest = max(depths)
+    _extend(stats.drafted_by_depth, deepest)
+    _extend(stats.accepted_by_depth, deepest)
+    for level in range(deepest):
         stats.drafted_by_depth[level] += 1
         stats.accepted_by_depth[level] += level < accepted
-    for kind in kinds[1:]:
-        _count(stats.drafted_by_drafter, names[kind])
-    for node in outcome.paths[index, 1 : accepted + 1].tolist():
-        _count(stats.accepted_by_drafter, names[kinds[node]])
+    _add(stats.drafted_by_drafter, kinds[1:], names)
+    if accepted:
+        _add(stats.accepted_by_drafter, [kinds[node] for node in outcome.paths[index, 1 : accepted + 1].tolist()], names)
 
 
-def _count(counts: dict[str, int], name: str) -> None:
-    counts[name] = counts.get(name, 0) + 1
+def _add(counts: dict[str, int], kinds: Sequence[int], names: Sequence[str]) -> None:
+    for kind, number in Counter(kinds).items():
+        counts[names[kind]] = counts.get(names[kind], 0) + number
 
 
 def _extend(counts: list[int], length: int) -> None:

@@ -21,6 +21,7 @@ from specdec.kernels.tree_select import MAX_NODES
 from specdec.request import SamplingParams
 from specdec.round.sample.draw import Sampling
 from specdec.round.sample.truncation import Truncation
+from specdec.round.slot_record import SlotRecord
 from specdec.round.transfer import to_device, write
 
 _FEW_ENTRIES = 64  # of a list; the lists of all slots grow when a request brings more
@@ -89,7 +90,7 @@ class Slots:
             torch.ones(size, dtype=torch.int64, device=device),
             zeros(size, self.max_pages).fill_(spare_page),
         )
-        # one row for each field, so that a sequence's are written as one column
+        # one row for each field, one column for each slot
         self._ints_FS, self._floats_FS, self._doubles_FS = (
             zeros(4, size),
             zeros(4, size, dtype=torch.float32),
@@ -112,6 +113,7 @@ class Slots:
             "counts_SV": zeros(size, vocab_size, dtype=torch.int32),
         }
         self._lists = self._make_lists(_FEW_ENTRIES)
+        self._record = self._make_record()
         self._sampling = {
             "keys": Keys(seeds_S, temperatures_S, noisy_S),
             "truncation": Truncation(top_k_N=top_k_S, top_p_N=top_p_S, min_p_N=min_p_S),
@@ -143,19 +145,24 @@ class Slots:
         entries = _biases(occupant, size)
         truncated = not sampling.greedy and (sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0)
         write(self.texts.tokens_SL[slot, : len(occupant.tokens)], np.array(occupant.tokens, np.int32))
-        self.texts.lengths_S[slot] = len(occupant.tokens)
+        if len(entries) > self.list_room:
+            self._grow_lists(len(entries))
         pages = np.full(self.max_pages, self._spare_page, np.int64)
         pages[: len(occupant.pages)] = occupant.pages
-        write(self.texts.pages_SP[slot], pages)
         top_k = min(sampling.top_k or size, size) if truncated else size
-        write(self._ints_FS[:, slot], [sampling.seed, top_k, len(entries), allowed])
         temperature = 1.0 if sampling.greedy else sampling.temperature
-        penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
-        write(self._floats_FS[:, slot], [temperature, *penalties])
-        write(self._doubles_FS[:, slot], [sampling.top_p, sampling.min_p] if truncated else [1.0, 0.0])
-        write(self._bools_FS[:, slot], [not sampling.greedy, truncated, sampling.has_penalties])
-        if entries:
-            self._write_list(slot, entries)
+        self._record.write(
+            slot,
+            [
+                [len(occupant.tokens)],
+                pages,
+                [sampling.seed, top_k, len(entries), allowed],
+                [temperature, sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty],
+                [sampling.top_p, sampling.min_p] if truncated else [1.0, 0.0],
+                [not sampling.greedy, truncated, sampling.has_penalties],
+                *(zip(*entries, strict=True) if entries else ((), (), ())),
+            ],
+        )
         if sampling.has_penalties:
             self._count(slot, occupant)
         self.needs[slot] = (
@@ -173,14 +180,20 @@ class Slots:
             where, what = to_device(np.concatenate((places, np.asarray(pages, np.int64))), self._device).view(2, -1)
             self.texts.pages_SP.view(-1)[where] = what
 
-    def _write_list(self, slot: int, entries: Sequence[tuple[int, float, int]]) -> None:
-        if len(entries) > self.list_room:
-            grown = self._make_lists(1 << (len(entries) - 1).bit_length())
-            for old, new in zip(self._lists, grown, strict=True):
-                new[:, : old.shape[1]] = old
-            self._lists = grown
-        for target_SB, values in zip(self._lists, zip(*entries, strict=True), strict=True):
-            write(target_SB[slot, : len(entries)], values)
+    def _make_record(self) -> SlotRecord:
+        """Of all that is written whenever a sequence enters, but its text, whose length differs."""
+        fields = (self._ints_FS, self._floats_FS, self._doubles_FS, self._bools_FS)
+        texts = (self.texts.lengths_S[:, None], self.texts.pages_SP)
+        return SlotRecord(
+            [*((each, 0) for each in texts), *((each, 1) for each in fields), *((each, 0) for each in self._lists)]
+        )
+
+    def _grow_lists(self, entries: int) -> None:
+        grown = self._make_lists(1 << (entries - 1).bit_length())
+        for old, new in zip(self._lists, grown, strict=True):
+            new[:, : old.shape[1]] = old
+        self._lists = grown
+        self._record = self._make_record()
 
     def _make_lists(self, room: int) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, values and positions up to which they apply."""
