@@ -37,11 +37,7 @@ def choose_plan(num_rows: int, num_sequences: int, kv_heads: int, block_group: i
     """
     per_sequence = num_rows // max(1, num_sequences)
     if per_sequence > 64 or (per_sequence >= 16 and num_rows >= 512):
-        if block_group > 32:
-            return Plan(2, 8, 2, True)
-        if block_dim > 128 and block_group <= 16:  # small GPUs have no shared memory for more of such heads
-            return Plan(32 // block_group, 4, 2, True)
-        return Plan(64 // block_group, 4, 3, True)
+        return _of_chunks(num_rows, kv_heads, block_group, block_dim)
     large_heads, programs = block_dim > 128, num_rows * kv_heads
     if num_rows <= 2 and not large_heads:
         return Plan(1, 8, 1, False, pairs=True)
@@ -53,6 +49,17 @@ def choose_plan(num_rows: int, num_sequences: int, kv_heads: int, block_group: i
         return Plan(32 // block_group, 4, 2, False)
     # where rows alone fill the device, no split needs a program of its own, and none a merge
     return Plan(1, 4, 1, programs >= _FILLED and splits <= max(_FEW_SPLITS, programs // 32))
+
+
+def _of_chunks(num_rows: int, kv_heads: int, block_group: int, block_dim: int) -> Plan:
+    """Larger tiles where smaller ones would not run all at once."""
+    if block_group > 32:
+        return Plan(2, 8, 2, True)
+    # small GPUs have no shared memory for more of large heads
+    large_heads = block_dim > 128 and block_group <= 16
+    sizes = [pairs for pairs, _ in _SHARING if pairs <= (32 if large_heads else 64)]
+    pairs = next((size for size in sizes if num_rows * block_group * kv_heads <= size * _ONE_WAVE), sizes[-1])
+    return Plan(max(pairs // block_group, 2), 4, 2 if large_heads else 3, True)
 
 
 def _sharing(num_rows: int, per_sequence: int, kv_heads: int, block_group: int, splits: int) -> Plan:

@@ -1,6 +1,5 @@
 """What speculation did for one request, round by round, and where the engine stands."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,27 +37,27 @@ def count_drafts(stats: SpeculationStats, outcome: Outcome, index: int, accepted
         accepted: drafts that the request keeps.
         names: which drafter each kind of candidate counts for.
     """
-    drafted = int(outcome.drafted[index])
-    stats.num_draft_tokens += drafted
+    parents, kinds, path = outcome.drafts[index]
+    stats.num_draft_tokens += len(parents)
     stats.num_accepted_tokens += accepted
-    parents, kinds = outcome.parents[index, : drafted + 1].tolist(), outcome.kinds[index, : drafted + 1].tolist()
     depths = [0]
-    for parent in parents[1:]:
+    for parent in parents:
         depths.append(depths[parent] + 1)
     deepest = max(depths)
     _extend(stats.drafted_by_depth, deepest)
     _extend(stats.accepted_by_depth, deepest)
     for level in range(deepest):
         stats.drafted_by_depth[level] += 1
-        stats.accepted_by_depth[level] += level < accepted
-    _add(stats.drafted_by_drafter, kinds[1:], names)
-    if accepted:
-        _add(stats.accepted_by_drafter, [kinds[node] for node in outcome.paths[index, 1 : accepted + 1].tolist()], names)
+    for level in range(accepted):
+        stats.accepted_by_depth[level] += 1
+    _count(stats.drafted_by_drafter, kinds, names)
+    _count(stats.accepted_by_drafter, [kinds[node - 1] for node in path[1 : accepted + 1]], names)
 
 
-def _add(counts: dict[str, int], kinds: Sequence[int], names: Sequence[str]) -> None:
-    for kind, number in Counter(kinds).items():
-        counts[names[kind]] = counts.get(names[kind], 0) + number
+def _count(counts: dict[str, int], kinds: Sequence[int], names: Sequence[str]) -> None:
+    for kind in kinds:
+        name = names[kind]
+        counts[name] = counts.get(name, 0) + 1
 
 
 def _extend(counts: list[int], length: int) -> None:

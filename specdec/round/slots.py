@@ -178,7 +178,7 @@ class Slots:
         if len(pages):
             places = np.asarray(slots, np.int64) * self.max_pages + np.asarray(indices, np.int64)
             where, what = to_device(np.concatenate((places, np.asarray(pages, np.int64))), self._device).view(2, -1)
-            self.texts.pages_SP.view(-1)[where] = what
+            self.texts.pages_SP.view(-1).index_copy_(0, where, what)
 
     def _make_record(self) -> SlotRecord:
         """Of all that is written whenever a sequence enters, but its text, whose length differs."""
