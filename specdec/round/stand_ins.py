@@ -1,6 +1,6 @@
 """Which recording a round runs as, where its own shape has none: a larger one stands in for it.
 
-To record a shape takes as long as some forty rounds of a small model, and under traffic members, prompts, trees and pages have
+To record a shape takes as long as some thirty rounds of a small model, and under traffic members, prompts, trees and pages have
 hundreds of shapes together. So what comes first is recorded with room around it, for others to run as too. Shapes that are
 wanted often get recordings of their own, as far as a small share of the time allows. No bit depends on any of this.
 """
@@ -13,7 +13,7 @@ from specdec.kernels.tree_select import MAX_NODES
 from specdec.round.graphs import Graphs
 from specdec.round.plan import CHUNK_BUCKETS, MOST_TREE_ROWS, RoundShape, power_of_two
 
-# The next two bound what recordings cost, XX ms each for SmolLM2 on an H200; they are not fitted on anything. The four behind
+# The next two bound what recordings cost, 15 ms each for SmolLM2 on an H200; they are not fitted on anything. The four behind
 # them: chosen in a simulation of SmolLM2's traffic at 8 in flight, so that a second run meets hardly a shape without a stand-in
 _WANTS = 64  # rounds that a stand-in ran, before a shape may have its own recording
 _SHARE = 0.02  # of the time may go into such recordings
