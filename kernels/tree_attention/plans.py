@@ -5,7 +5,8 @@ from dataclasses import dataclass
 _FILLED = 256  # programs that fill the device
 _FEW_SPLITS = 16  # that one program may walk over, however few there are beside it
 _SHORT_SPLITS = 8  # ... also where rows of one sequence might share them
-_ONE_WAVE = 264  # programs of few rows and 4 warps that run at once: two on each of 132 processors
+_ONE_WAVE = 264  # programs of few rows and 4 warps that run at once: two on each of 132 processors, by their registers
+_SMALL_HEADS, _WAVES = 64, 2  # up to this size of heads twice as many
 _SHARING = ((16, 1.0), (32, 1.15), (64, 1.3))  # (row, head) pairs of a program, and what it costs beside one of 16
 
 
@@ -44,7 +45,7 @@ def choose_plan(num_rows: int, num_sequences: int, kv_heads: int, block_group: i
     if large_heads:
         return Plan(1, 8, 1, False, shared=min(_power_of_two(per_sequence), max(16 // block_group, 1)))
     if per_sequence > 1 and programs <= _ONE_WAVE:
-        return _sharing(num_rows, per_sequence, kv_heads, block_group, splits)
+        return _sharing(num_rows, per_sequence, kv_heads, block_group, block_dim, splits)
     if per_sequence >= 8 and block_group < 16 and splits > _SHORT_SPLITS:
         return Plan(32 // block_group, 4, 2, False)
     # where rows alone fill the device, no split needs a program of its own, and none a merge
@@ -62,14 +63,15 @@ def _of_chunks(num_rows: int, kv_heads: int, block_group: int, block_dim: int) -
     return Plan(max(pairs // block_group, 2), 4, 2 if large_heads else 3, True)
 
 
-def _sharing(num_rows: int, per_sequence: int, kv_heads: int, block_group: int, splits: int) -> Plan:
+def _sharing(num_rows: int, per_sequence: int, kv_heads: int, block_group: int, block_dim: int, splits: int) -> Plan:
     """The more rows share a split, the fewer programs there are, and the longer each takes. Of the splits that there is room
     for, three quarters are used on average; each row has a program of its own for those that it sees a part of."""
     used, best = -(-3 * splits // 4), (float("inf"), 1, 0)
+    wave = _ONE_WAVE * (_WAVES if block_dim <= _SMALL_HEADS else 1)
     for pairs, cost in _SHARING:
         shared = max(min(pairs // block_group, _power_of_two(per_sequence)), 1)
         programs = kv_heads * (-(-num_rows // shared) * used + num_rows)
-        best = min(best, (cost * max(programs / _ONE_WAVE, 1.0), shared, programs))
+        best = min(best, (cost * max(programs / wave, 1.0), shared, programs))
     _, shared, programs = best
     alone = shared * block_group <= _SHARING[0][0] and programs <= _ONE_WAVE // 2
     return Plan(1, 8 if alone else 4, 1, False, shared=shared)
