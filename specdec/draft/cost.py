@@ -18,12 +18,13 @@ _STEPPED_ROWS = 64
 _LOOKED_UP = 513  # numbers of rows whose cost is kept: all rounds without long prompts
 # rows are padded to buckets up to here
 _PADDED = np.where(np.arange(_MOST_ROWS + 1) <= _STEPPED_ROWS, COST_BUCKETS[_COLUMNS], np.arange(_MOST_ROWS + 1))
+_MOST_MIXTURES = 4096  # of what is kept for the planner's numbers of rows
 _FIRST_CONTEXT = 256  # contexts are told apart by powers of two from here
 _NUM_CONTEXTS = 16
 # the next four: fitted on rounds of SmolLM2 and of a 30B mixture of experts on an H200, whose medians drift by a percent a
 # minute
 _SMOOTHING = 0.1  # weight of a new measurement
-_DRIFT = 0.02  # an estimate that moves less leaves the curves as they are
+_DRIFT = 0.02  # an estimate that moves less leaves the curves, and the shares of repeats, as they are
 _OUTLIER = 2.0  # a measurement moves an estimate as if it were at most this factor away
 _FLOOR = 0.25  # of a round is not drafting, whatever that takes on average
 _TELLING = 0.05  # of a row's cost: smaller differences between two rounds tell nothing about repeats
@@ -37,7 +38,8 @@ class CostTable:
         self._drawn = self._seconds.copy()  # what `_curves` were drawn from
         self._curves: dict[int, tuple[FloatArray, FloatArray]] = {}
         self._repeats = np.full(len(COST_BUCKETS), np.nan)  # share of its own cost that a repeated row costs, by row bucket
-        self._shares = np.ones(len(COST_BUCKETS))  # the same, with what is borrowed
+        self._shares = np.ones(len(COST_BUCKETS))  # the same as it was drawn, with what is borrowed
+        self._mixtures: dict[tuple[int, bytes], tuple[FloatArray, FloatArray]] = {}  # follow from curves and shares
         self._drafting: float | None = None  # seconds that drafting adds, whatever is verified
 
     @property
@@ -70,20 +72,29 @@ class CostTable:
     def shift(self, seconds: float, context: int) -> None:
         """A round of one row takes `seconds`: what was measured so far lacks as much of every round."""
         self._seconds += seconds - self.plain(1, context)
-        self._drawn[:] = self._seconds
-        self._curves.clear()
+        self._draw()
 
     def seconds(self, rows: IntArray, distinct: FloatArray | IntArray, context: int) -> FloatArray:
         """The expected seconds of rounds without drafting; never less for more rows. All 1 before the first measurement."""
-        curve, by_rows = self._curve(context_bucket(context))
-        rows = np.minimum(rows, _MOST_ROWS)
-        least = np.interp(distinct, COST_BUCKETS, curve)
-        whole = by_rows[rows] if rows.max() < len(by_rows) else np.interp(_PADDED[rows], COST_BUCKETS, curve)
-        # what repeated rows cost beyond the first; as it is learned bucket by bucket, a wider round might seem cheaper
-        extra = np.interp(_PADDED[rows], COST_BUCKETS, np.maximum.accumulate(self._shares * (curve - curve[0])))
-        share = extra / np.maximum(whole - curve[0], np.finfo(np.float64).tiny)
+        bucket = context_bucket(context)
+        least = np.interp(distinct, COST_BUCKETS, self._curve(bucket)[0])
+        whole, share = self._mixture(bucket, rows)
         mixed: FloatArray = least + share * (whole - least)
         return mixed
+
+    def _mixture(self, bucket: int, rows: IntArray) -> tuple[FloatArray, FloatArray]:
+        """What rounds of so many rows cost where all of them differ, and the share of that beyond one row that repeats cost."""
+        key = bucket, rows.tobytes()  # planners ask for the same few numbers of rows round by round
+        if key not in self._mixtures:
+            curve, by_rows = self._curve(bucket)
+            rows = np.minimum(rows, _MOST_ROWS)
+            whole = by_rows[rows] if rows.max() < len(by_rows) else np.interp(_PADDED[rows], COST_BUCKETS, curve)
+            # what repeated rows cost beyond the first; as it is learned bucket by bucket, a wider round might seem cheaper
+            extra = np.interp(_PADDED[rows], COST_BUCKETS, np.maximum.accumulate(self._shares * (curve - curve[0])))
+            if len(self._mixtures) >= _MOST_MIXTURES:
+                self._mixtures.clear()
+            self._mixtures[key] = whole, extra / np.maximum(whole - curve[0], np.finfo(np.float64).tiny)
+        return self._mixtures[key]
 
     def plain(self, rows: int, context: int) -> float:
         """The same of one round whose rows all differ."""
@@ -110,8 +121,12 @@ class CostTable:
             seconds = min(max(seconds, expected / _OUTLIER), expected * _OUTLIER)
         self._seconds[bucket, column] = seconds if np.isnan(old) else old + _SMOOTHING * (seconds - old)
         if not abs(self._seconds[bucket, column] / self._drawn[bucket, column] - 1) < _DRIFT:  # also where it is NaN
-            self._drawn[:] = self._seconds
-            self._curves.clear()
+            self._draw()
+
+    def _draw(self) -> None:
+        self._drawn[:] = self._seconds
+        self._curves.clear()
+        self._mixtures.clear()
 
     def _observe_repeats(self, rows: int, distinct: int, context: int, seconds: float) -> None:
         curves = self._curve(context_bucket(context))
@@ -121,9 +136,12 @@ class CostTable:
             return
         column = _COLUMNS[rows]
         share = min(max((seconds - least) / (whole - least), 0.0), 1.0)
-        self._repeats[column] = self._shares[column] + _SMOOTHING * (share - self._shares[column])
-        known = np.flatnonzero(~np.isnan(self._repeats))
-        self._shares = np.interp(COST_BUCKETS, COST_BUCKETS[known], self._repeats[known])
+        old = self._shares[column] if np.isnan(self._repeats[column]) else self._repeats[column]
+        self._repeats[column] = old + _SMOOTHING * (share - old)
+        if abs(self._repeats[column] - self._shares[column]) > _DRIFT:
+            known = np.flatnonzero(~np.isnan(self._repeats))
+            self._shares = np.interp(COST_BUCKETS, COST_BUCKETS[known], self._repeats[known])
+            self._mixtures.clear()
 
     def _curve(self, bucket: int) -> tuple[FloatArray, FloatArray]:
         """float64 [row buckets] of one context bucket; the same by numbers of rows, as these are padded, for the first few."""

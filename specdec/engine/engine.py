@@ -22,7 +22,7 @@ from specdec.engine.output import (
 from specdec.engine.planning import occupant_of, plan_round
 from specdec.engine.scheduler import Scheduler
 from specdec.engine.sequence import NO_SLOT, HostWork, Sequence, Sink, Turn
-from specdec.engine.statistics import EngineStatus, count_drafts, count_step
+from specdec.engine.statistics import EngineStatus, MemberDrafts, count_drafts, count_step, drafts_of
 from specdec.errors import DeviceError, RequestError
 from specdec.request import FinishReason, Request, RequestOutput
 from specdec.round.faults import is_out_of_memory
@@ -68,7 +68,7 @@ class Engine:
         self._scheduler = scheduler
         self._planner = planner
         self._names = round_.drafting.names.names
-        self._kind_names = [self._names[source] for source in round_.drafting.names.sources_X.tolist()]
+        self._sources_X = round_.drafting.names.sources_X
         self._tokenizer = tokenizer
         self._admission = admission
         self._depth = depth
@@ -248,9 +248,10 @@ class Engine:
             learn(self._planner, outcome, np.array(present), self._context)
         except Exception:
             _log.exception("The planner cannot learn from a round.")
-        columns = (outcome.plan.nodes, outcome.sound, outcome.accepted, outcome.drafted, outcome.emitted)
-        told = zip(*(column.tolist() for column in columns), strict=True)
-        for index, (turn, (nodes, sound, accepted, drafted, emitted)) in enumerate(zip(turns, told, strict=True)):
+        columns = (outcome.plan.nodes, outcome.sound, outcome.accepted, outcome.emitted)
+        drafts = drafts_of(outcome, self._sources_X) if outcome.drafted.any() else [None] * len(turns)
+        told = zip(*(column.tolist() for column in columns), drafts, strict=True)
+        for index, (turn, (nodes, sound, accepted, emitted, drafted)) in enumerate(zip(turns, told, strict=True)):
             if not present[index]:
                 self._scheduler.settle_marks(turn, kept=False)
                 continue
@@ -293,16 +294,16 @@ class Engine:
             self._deliver(sequence, finish_prompt(sequence))
         return bool(known)
 
-    def _take(self, sequence: Sequence, outcome: Outcome, index: int, emitted: list[int], drafted: int) -> None:
+    def _take(self, sequence: Sequence, outcome: Outcome, index: int, emitted: list[int], drafts: MemberDrafts | None) -> None:
         """What a round emitted for a sequence. This runs for every member of every round."""
         result = emit(sequence, emitted)
         num_tokens = len(result.token_ids)
         self._scheduler.commit(sequence, len(sequence.tokens) - 1)
-        if drafted:
-            kept = min(len(emitted) - 1, num_tokens)
-            count_drafts(sequence.stats, outcome, index, kept, self._kind_names)
-            self.metrics.on_drafts(drafted, kept)
-        count_step(sequence.stats, min(len(emitted) - 1, num_tokens))
+        kept = min(len(emitted) - 1, num_tokens)
+        if drafts is not None and drafts.parents:
+            count_drafts(sequence.stats, drafts, kept, self._names)
+            self.metrics.on_drafts(len(drafts.parents), kept)
+        count_step(sequence.stats, kept)
         self.metrics.on_tokens(sequence, num_tokens)
         if sequence.reads_whole_prompt:
             tell_prompt_logprobs(sequence, result)

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from specdec.arrays import IntArray
 from specdec.request import SpeculationStats
 from specdec.round.outcome import Outcome
 
@@ -27,17 +29,32 @@ def count_step(stats: SpeculationStats, accepted: int) -> None:
     stats.accepted_histogram[accepted] += 1
 
 
-def count_drafts(stats: SpeculationStats, outcome: Outcome, index: int, accepted: int, names: Sequence[str]) -> None:
+class MemberDrafts(NamedTuple):
+    """Of a member's drafts in order: their parents, and which drafter each counts for; and the nodes of the kept path."""
+
+    parents: list[int]
+    sources: list[int]
+    path: list[int]
+
+
+def drafts_of(outcome: Outcome, sources_X: IntArray) -> list[MemberDrafts]:
+    """Of each member of a round. sources_X: int64, the drafter that each kind of candidate counts for."""
+    most = int(outcome.drafted.max(initial=0)) + 1
+    columns = (outcome.parents[:, 1:most], sources_X[outcome.kinds[:, 1:most]], outcome.paths[:, :most])
+    rows = zip(outcome.drafted.tolist(), *(column.tolist() for column in columns), strict=True)
+    return [MemberDrafts(parents[:count], sources[:count], path) for count, parents, sources, path in rows]
+
+
+def count_drafts(stats: SpeculationStats, drafts: MemberDrafts, accepted: int, names: Sequence[str]) -> None:
     """Add the drafts of one verified tree to a request's statistics.
 
     Args:
         stats: the request's.
-        outcome: of the round.
-        index: the request's place among its members.
+        drafts: the tree's.
         accepted: drafts that the request keeps.
-        names: which drafter each kind of candidate counts for.
+        names: of the drafters.
     """
-    parents, kinds, path = outcome.drafts[index]
+    parents, sources, path = drafts
     stats.num_draft_tokens += len(parents)
     stats.num_accepted_tokens += accepted
     depths = [0]
@@ -50,14 +67,15 @@ def count_drafts(stats: SpeculationStats, outcome: Outcome, index: int, accepted
         stats.drafted_by_depth[level] += 1
     for level in range(accepted):
         stats.accepted_by_depth[level] += 1
-    _count(stats.drafted_by_drafter, kinds, names)
-    _count(stats.accepted_by_drafter, [kinds[node - 1] for node in path[1 : accepted + 1]], names)
+    _count(stats.drafted_by_drafter, sources, names)
+    if accepted:
+        _count(stats.accepted_by_drafter, [sources[node - 1] for node in path[1 : accepted + 1]], names)
 
 
-def _count(counts: dict[str, int], kinds: Sequence[int], names: Sequence[str]) -> None:
-    for kind in kinds:
-        name = names[kind]
-        counts[name] = counts.get(name, 0) + 1
+def _count(counts: dict[str, int], sources: list[int], names: Sequence[str]) -> None:
+    for source, name in enumerate(names):
+        if number := sources.count(source):
+            counts[name] = counts.get(name, 0) + number
 
 
 def _extend(counts: list[int], length: int) -> None:

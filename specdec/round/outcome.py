@@ -4,7 +4,6 @@ Legend of shape suffixes: M members of a round, N nodes of a tree, D depths (= N
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -27,7 +26,7 @@ class Scores:
     firsts_M: IntArray
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """The outcome of one round; entries of members without a tree are void.
 
@@ -57,16 +56,6 @@ class Outcome:
     prompt_scores: Scores | None = None
     drafting_seconds: float | None = None
     chunks_sound: BoolArray | None = None
-
-    @cached_property
-    def drafts(self) -> list[tuple[list[int], list[int], list[int]]]:
-        """Of each member: the parent and the kind of each of its drafts, and the nodes of its kept path."""
-        most = int(self.drafted.max(initial=0)) + 1
-        rows = (values[:, :most].tolist() for values in (self.parents, self.kinds, self.paths))
-        return [
-            (parents[1 : drafted + 1], kinds[1 : drafted + 1], path)
-            for drafted, parents, kinds, path in zip(self.drafted.tolist(), *rows, strict=True)
-        ]
 
     @staticmethod
     def read(
