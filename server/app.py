@@ -20,6 +20,7 @@ from specdec.server.auth import require_key
 from specdec.server.client import EngineClient
 from specdec.server.errors import MAX_BODY_BYTES, shape_errors
 from specdec.server.hosts import EngineHost, EngineThread
+from specdec.server.limits import MOST_WAITING
 from specdec.server.origins import Origins
 from specdec.server.process import EngineEndedError
 from specdec.server.record import AccessLines
@@ -48,6 +49,7 @@ def app_for(
     served_model_name: str | None = None,
     allowed_origins: Sequence[str] = (),
     vllm_metrics: bool = False,
+    max_queued_requests: int = MOST_WAITING,
 ) -> web.Application:
     """The application that serves the engine of `host`, which runs from its start to its end; `make_runner` runs it.
 
@@ -57,6 +59,7 @@ def app_for(
         served_model_name: the model's name in the API; its own if not given.
         allowed_origins: of web pages that may call it; `*` for all.
         vllm_metrics: whether metrics are told under vLLM's names too.
+        max_queued_requests: that may wait for their turn, each of a call's prompts times n counted.
     """
     origins = Origins(allowed_origins)
     middlewares = [headers.identify, shape_errors, origins.check] + ([require_key(api_key)] if api_key is not None else [])
@@ -66,7 +69,7 @@ def app_for(
     app[_HOST] = host
     app[SERVICE] = Service(
         info=host.info,
-        engine=EngineClient(),
+        engine=EngineClient(max_queued_requests),
         model_name=served_model_name or host.info.model_name,
         created=int(time.time()),
         vllm_metrics=vllm_metrics,

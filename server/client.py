@@ -14,9 +14,11 @@ from specdec.errors import RequestError
 from specdec.request import FinishReason, Request, RequestOutput
 from specdec.server.answers import Answer
 from specdec.server.errors import ApiError
+from specdec.server.limits import MOST_WAITING
 from specdec.server.messages import Abort, Admitted, Decoder, Delta, Metrics, Refused, Round, Submit, TellMetrics, encode
 from specdec.server.record import CallRecord
 
+_RETRY_SECONDS = "1"  # some of those that wait have ended by then
 _QUIET_SECONDS = 5.0  # a silent stream is woken after one to two of these; proxies cut one off after a minute, as a rule
 
 
@@ -133,12 +135,17 @@ class Generation:
 class EngineClient(asyncio.Protocol):
     """Speaks with one engine. See `specdec.server.worker` for the other end.
 
+    Args:
+        most_waiting: requests that may wait for their turn; a call that brings more than there is room for is refused.
+
     num_running, num_waiting: requests as of the engine's last round.
     on_loss: called when the engine ends without having been told to.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_waiting: int = MOST_WAITING) -> None:
         self.num_running = self.num_waiting = 0
+        self._most_waiting = most_waiting
+        self._num_open = 0  # requests of open calls
         self.on_loss: Callable[[], None] = lambda: None
         self.lost = False
         self._transport: asyncio.Transport | None = None
@@ -172,16 +179,18 @@ class EngineClient(asyncio.Protocol):
         answers bring their tokens.
 
         Raises:
-            RequestError: one of them can never be served; none of them runs then.
-            ApiError: the engine takes no requests.
+            RequestError: one of them can never be served, or they are too many; none of them runs then.
+            ApiError: the engine takes no requests, or too many wait already.
         """
         if self._draining:
             raise ApiError(503, "The server is shutting down.", code="shutting_down")
         if not self.healthy:
             raise ApiError(503, "The engine has stopped; restart the server.", code="engine_stopped")
+        self._check_room(len(requests))
         call, generation, refusal = next(self._calls), Generation(requests), None
         self._send(Submit(call, generation.requests, with_ids))
         self._open[call] = generation
+        self._num_open += len(requests)
         try:
             await generation.admitted
             yield generation
@@ -190,10 +199,21 @@ class EngineClient(asyncio.Protocol):
             raise
         finally:
             del self._open[call]
+            self._num_open -= len(requests)
             self._abort(generation)
             generation.tell(refusal)
             if not self._open:
                 self._emptied.set()
+
+    def _check_room(self, count: int) -> None:
+        """Raise RequestError for a call that is too large at any time, ApiError where too many wait already."""
+        if count > self._most_waiting:
+            message = f"This call asks for {count} answers, prompts times n; this server takes {self._most_waiting} of a call."
+            raise RequestError(message, param="n", code="too_many_answers")
+        waiting = max(self._num_open - self.num_running, 0)
+        if waiting + count > self._most_waiting:
+            message = f"{waiting} requests wait already, and at most {self._most_waiting} may; try again in a moment."
+            raise ApiError(429, message, code="queue_full", headers={"Retry-After": _RETRY_SECONDS})
 
     async def metrics(self, openmetrics: bool) -> Metrics:
         """The engine's counters in one form or the other; as last told once it has ended."""

@@ -12,7 +12,7 @@ from specdec.server.events import event, open_events
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 
-_INVALID, _SERVER = "invalid_request_error", "server_error"
+_INVALID, _SERVER, _LIMIT = "invalid_request_error", "server_error", "rate_limit_error"
 _log = logging.getLogger(__name__)
 
 
@@ -37,7 +37,7 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         """The JSON object that clients read."""
-        kind = _SERVER if self.status >= 500 else _INVALID
+        kind = _SERVER if self.status >= 500 else _LIMIT if self.status == 429 else _INVALID
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> web.Response:

@@ -19,6 +19,7 @@ from specdec.cli.progress import RichProgress
 from specdec.config import EngineConfig
 from specdec.errors import ConfigError
 from specdec.logs import LOG_FORMATS, LOG_LEVELS, set_up
+from specdec.server.limits import MOST_WAITING
 
 _DRAIN_SECONDS = 8.0  # `docker stop` kills after 10, Kubernetes after 30
 _PORT_TAKEN = "Port {port} of {host} is in use by another program; choose another one with --port."
@@ -37,6 +38,9 @@ def serve(
         str, typer.Option(help="Origins of web pages that may call the server, with commas or as a JSON list; * for all.")
     ] = "",
     vllm_metrics: Annotated[bool, typer.Option("--vllm-metrics", help="Give metrics under vLLM's names too.")] = False,
+    max_queued_requests: Annotated[
+        int, typer.Option(help="Requests that may wait for their turn; more are refused with HTTP 429.", min=1)
+    ] = MOST_WAITING,
     log_level: Annotated[str, typer.Option(help=f"{', '.join(LOG_LEVELS)}.")] = "info",
     log_format: Annotated[str, typer.Option(help="text, or json: an object in each line.")] = "text",
     shutdown_timeout: Annotated[
@@ -47,7 +51,12 @@ def serve(
     log = functools.partial(set_up, one_of("log_level", log_level, LOG_LEVELS), one_of("log_format", log_format, LOG_FORMATS))
     log()
     check_port(host, port)
-    options = {"api_key": api_key, "allowed_origins": origins(allowed_origins), "vllm_metrics": vllm_metrics}
+    options = {
+        "api_key": api_key,
+        "allowed_origins": origins(allowed_origins),
+        "vllm_metrics": vllm_metrics,
+        "max_queued_requests": max_queued_requests,
+    }
     raise typer.Exit(_serve(config, log, host, port, served_model_name, shutdown_timeout, options))
 
 

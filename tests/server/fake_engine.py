@@ -65,7 +65,7 @@ class FakeEngine:
     """The engine's interface and its rules for admission, ends and text, with scripts in the model's place.
 
     scripts: by a word of the prompt; the first that fits is taken, without one the default script.
-    requests: those submitted. aborted: the ids of those ended by `abort`.
+    requests: those submitted. aborted: the ids of those ended by `abort`. room: requests that are said to run; more wait.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -74,6 +74,7 @@ class FakeEngine:
         self.scripts: dict[str, Script] = {}
         self.requests: list[Request] = []
         self.aborted: list[str] = []
+        self.room = 1000
         self._tokenizer = tokenizer
         self._admission = Admission(tokenizer.vocab_size, MAX_MODEL_LEN, DRAFTERS)
         self._wakeup = threading.Condition()
@@ -132,8 +133,8 @@ class FakeEngine:
 
     def status(self) -> EngineStatus:
         return EngineStatus(
-            num_running=len(self._running),
-            num_waiting=len(self._submitted),
+            num_running=min(len(self._running), self.room),
+            num_waiting=len(self._submitted) + max(len(self._running) - self.room, 0),
             pages_used=len(self._running),
             pages_total=100,
             num_rounds=self._num_rounds,
