@@ -29,6 +29,7 @@ from specdec.server.messages import (
     TellMetrics,
     encode,
 )
+from specdec.server.throughput import ThroughputLines
 
 if TYPE_CHECKING:
     from specdec.engine.engine import Engine
@@ -104,6 +105,7 @@ class _Worker:
     def __init__(self, engine: "Engine", channel: _Channel) -> None:
         self._engine = engine
         self._channel = channel
+        self._lines = ThroughputLines(engine)
         self._deltas: list[Delta] = []
         self._endings: list[Ending] = []
         self._told = (0, 0)  # requests that run and wait, as the server knows them
@@ -118,6 +120,7 @@ class _Worker:
                 return
             idle = not self._engine.step()
             self._tell()
+            self._lines.look()
 
     def tell_metrics(self, openmetrics: bool) -> None:
         """Send the engine's counters, in one form or the other."""

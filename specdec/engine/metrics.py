@@ -1,6 +1,7 @@
 """Counters of an engine, in Prometheus form: the names that dashboards of other engines use, under our prefix."""
 
 import time
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
@@ -12,6 +13,15 @@ _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series of each counter, which nobody reads
+
+
+class Totals(NamedTuple):
+    """Since an engine's start: tokens emitted, prompt tokens of requests that have started, and passes, one for each request in
+    each round that gave it tokens."""
+
+    tokens: int
+    prompt_tokens: int
+    passes: int
 
 
 class EngineMetrics:
@@ -58,6 +68,7 @@ class EngineMetrics:
         self._whole = self._histogram("e2e_request_latency_seconds", "From submission to the end")
         self._num_preemptions = 0
         self._uncounted = self._uncounted_drafts = 0  # tokens of this round
+        self._num_tokens = self._num_prompt_tokens = self._num_passes = 0
         self._uncounted_lengths: dict[int, int] = {}  # drafts accepted -> trees of this round
 
     def _counter(self, name: str, description: str) -> Counter:
@@ -70,6 +81,11 @@ class EngineMetrics:
         histogram = Histogram(f"specdec:{name}", description, ["model_name"], buckets=buckets, registry=self.registry)
         return histogram.labels(self._model)
 
+    @property
+    def totals(self) -> Totals:
+        """As of now."""
+        return Totals(self._num_tokens, self._num_prompt_tokens, self._num_passes)
+
     def on_schedule(self, num_running: int, num_waiting: int, cache_usage: float, num_preemptions: int) -> None:
         """The state at the start of a round. `num_preemptions` counts from the engine's start."""
         self._running.set(num_running)
@@ -80,6 +96,7 @@ class EngineMetrics:
 
     def on_start(self, sequence: Sequence) -> None:
         """A request takes part in its first round."""
+        self._num_prompt_tokens += sequence.num_prompt_tokens
         self._prompt_tokens.inc(sequence.num_prompt_tokens)
         self._looked_up.inc(sequence.num_prompt_tokens)
         self._cached_tokens.inc(sequence.num_prefix_hits)
@@ -91,6 +108,8 @@ class EngineMetrics:
         if not num_tokens:
             return
         self._uncounted += num_tokens
+        self._num_tokens += num_tokens
+        self._num_passes += 1
         now = time.monotonic()
         if sequence.first_token_at is None:
             sequence.first_token_at = now
