@@ -65,7 +65,7 @@ class FakeEngine:
     """The engine's interface and its rules for admission, ends and text, with scripts in the model's place.
 
     scripts: by a word of the prompt; the first that fits is taken, without one the default script.
-    requests: those submitted. aborted: the ids of those ended by `abort`. room: requests that are said to run; more wait.
+    requests: those submitted. to_be_aborted: the ids that `abort` was told. aborted: of those that it has ended. room: requests that are said to run; more wait.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -73,6 +73,7 @@ class FakeEngine:
         self.metrics = EngineMetrics(MODEL)
         self.scripts: dict[str, Script] = {}
         self.requests: list[Request] = []
+        self.to_be_aborted: list[str] = []
         self.aborted: list[str] = []
         self.room = 1000
         self._tokenizer = tokenizer
@@ -113,6 +114,7 @@ class FakeEngine:
 
     def abort(self, request_id: str) -> None:
         with self._wakeup:
+            self.to_be_aborted.append(request_id)
             self._to_abort.append(request_id)
             self._wakeup.notify_all()
 
