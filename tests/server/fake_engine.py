@@ -65,7 +65,8 @@ class FakeEngine:
     """The engine's interface and its rules for admission, ends and text, with scripts in the model's place.
 
     scripts: by a word of the prompt; the first that fits is taken, without one the default script.
-    requests: those submitted. to_be_aborted: the ids that `abort` was told. aborted: of those that it has ended. room: requests that are said to run; more wait.
+    requests: those submitted. to_be_aborted: the ids that `abort` was told. aborted: of those, what has ended by it. room:
+    requests that are said to run; more wait.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
