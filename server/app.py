@@ -45,7 +45,7 @@ def create_app(assembled: "Assembled", **options: Any) -> web.Application:
 def app_for(
     host: EngineHost,
     *,
-    api_key: str | None = None,
+    api_keys: Sequence[str] = (),
     served_model_name: str | None = None,
     allowed_origins: Sequence[str] = (),
     vllm_metrics: bool = False,
@@ -55,14 +55,15 @@ def app_for(
 
     Args:
         host: see `specdec.server.process.EngineProcess`.
-        api_key: asked of clients as a bearer key, except for probes, /metrics and the page at /.
+        api_keys: one of them is asked of clients as a bearer key, except for probes, /metrics and the page at /; those with
+            different ones share nothing.
         served_model_name: the model's name in the API; its own if not given.
         allowed_origins: of web pages that may call it; `*` for all.
         vllm_metrics: whether metrics are told under vLLM's names too.
         max_queued_requests: that may wait for their turn, each of a call's prompts times n counted.
     """
     origins = Origins(allowed_origins)
-    middlewares = [headers.identify, shape_errors, origins.check] + ([require_key(api_key)] if api_key is not None else [])
+    middlewares = [headers.identify, shape_errors, origins.check] + ([require_key(api_keys)] if api_keys else [])
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
     app.on_response_prepare.append(headers.mark)
     app.on_response_prepare.append(origins.mark)

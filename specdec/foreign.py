@@ -172,7 +172,6 @@ IMPOSSIBLE: Mapping[str, Foreign] = {
     **_all("--root-path --api-prefix", f"the API lies at /v1; {_PROXY} to move it", True, ("",)),
     **_all("--middleware", f"the server takes no code of yours; {_PROXY}", True),
     **_all("--uds", "the server listens on --host and --port; forward the socket with a proxy", True),
-    **_all("--api-key-file", "set SPECDEC_API_KEY in the environment", True),
     **_all("--log-config-file --otlp-traces-endpoint", "the log is text or JSON (--log-format), for a collector to read", True),
     **_all("--download-dir", "models lie in the hub's cache; set HF_HOME, or fetch with `specdec download`", True),
     **_all("--slot-save-path", "the prefix cache lives as long as the server; leave it out", True),

@@ -5,6 +5,7 @@ import asyncio
 from aiohttp import web
 
 from specdec.errors import RequestError
+from specdec.server.auth import salted
 from specdec.server.bodies import read_body
 from specdec.server.choices import ChatChoices
 from specdec.server.headers import tell_ignored
@@ -12,13 +13,13 @@ from specdec.server.requests import Call, chat_call
 from specdec.server.responses import Reply
 from specdec.server.routes import post
 from specdec.server.schema import ChatBody, parse
-from specdec.server.service import SERVICE, Service
+from specdec.server.service import SERVICE
 from specdec.server.stream import answer
 
 
 async def _create(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
-    body, call = await asyncio.to_thread(_read, service, await read_body(request))  # long prompts take long to tokenize
+    body, call = await asyncio.to_thread(_read, request, await read_body(request))  # long prompts take long to tokenize
     tell_ignored(request, service.told, body.ignored)
     choices = ChatChoices(service.info.tokenizer, body, call)
     try:
@@ -27,8 +28,9 @@ async def _create(request: web.Request) -> web.StreamResponse:
         raise _renamed(error, body) from error
 
 
-def _read(service: Service, raw: bytes) -> tuple[ChatBody, Call]:
-    body = parse(ChatBody, raw)
+def _read(request: web.Request, raw: bytes) -> tuple[ChatBody, Call]:
+    service, body = request.app[SERVICE], parse(ChatBody, raw)
+    body.cache_salt = salted(request, body.cache_salt)
     service.check_model(body.model)
     try:
         return body, chat_call(body, service.info)

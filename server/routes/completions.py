@@ -4,6 +4,7 @@ import asyncio
 
 from aiohttp import web
 
+from specdec.server.auth import salted
 from specdec.server.bodies import read_body
 from specdec.server.choices import TextChoices
 from specdec.server.headers import tell_ignored
@@ -11,20 +12,21 @@ from specdec.server.requests import Call, completion_call
 from specdec.server.responses import Reply
 from specdec.server.routes import post
 from specdec.server.schema import CompletionBody, parse
-from specdec.server.service import SERVICE, Service
+from specdec.server.service import SERVICE
 from specdec.server.stream import answer
 
 
 async def _create(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
-    body, call = await asyncio.to_thread(_read, service, await read_body(request))  # long prompts take long to tokenize
+    body, call = await asyncio.to_thread(_read, request, await read_body(request))  # long prompts take long to tokenize
     tell_ignored(request, service.told, body.ignored)
     choices = TextChoices(service.info.tokenizer, body, call)
     return await answer(request, Reply(service, call, choices), body)
 
 
-def _read(service: Service, raw: bytes) -> tuple[CompletionBody, Call]:
-    body = parse(CompletionBody, raw)
+def _read(request: web.Request, raw: bytes) -> tuple[CompletionBody, Call]:
+    service, body = request.app[SERVICE], parse(CompletionBody, raw)
+    body.cache_salt = salted(request, body.cache_salt)
     service.check_model(body.model)
     return body, completion_call(body, service.info)
 

@@ -7,12 +7,14 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from specdec.cli import info
+from specdec.cli.keys import keys
 from specdec.cli.options import takes_engine
 from specdec.cli.origins import origins
 from specdec.cli.progress import RichProgress
@@ -31,8 +33,14 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     api_key: Annotated[
-        str | None, typer.Option(help="Ask clients for this bearer key.", envvar="SPECDEC_API_KEY", show_envvar=True)
+        str | None,
+        typer.Option(
+            help="Ask clients for this bearer key; several with commas, who then share nothing.",
+            envvar="SPECDEC_API_KEY",
+            show_envvar=True,
+        ),
     ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="A file with such keys, one in each line.")] = None,
     served_model_name: Annotated[str | None, typer.Option(help="The model's name in the API.")] = None,
     allowed_origins: Annotated[
         str, typer.Option(help="Origins of web pages that may call the server, with commas or as a JSON list; * for all.")
@@ -52,7 +60,7 @@ def serve(
     log()
     check_port(host, port)
     options = {
-        "api_key": api_key,
+        "api_keys": keys(api_key, api_key_file),
         "allowed_origins": origins(allowed_origins),
         "vllm_metrics": vllm_metrics,
         "max_queued_requests": max_queued_requests,
@@ -103,7 +111,7 @@ def _serve(
                 show(f"The model's own sampling defaults: {said}   (--generation-config none leaves them out)")
             app = app_for(engine, served_model_name=name, **options)
             with _explained_address(host, port):
-                greeting = _greeting(host, port, name, options["api_key"] is not None)
+                greeting = _greeting(host, port, name, bool(options["api_keys"]))
                 listen(app, host, port, functools.partial(show, greeting), drain_seconds)
         except EngineEndedError as error:
             print(f"specdec: {error}", file=sys.stderr)

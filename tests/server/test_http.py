@@ -130,7 +130,7 @@ async def test_pages_of_other_sites_are_refused(client: Client, engine: FakeEngi
 
 @pytest.mark.parametrize("allowed", [("*",), (PAGE, "https://app.example.org")])
 async def test_pages_that_are_allowed(start: Start, allowed: tuple[str, ...]) -> None:
-    client = await start(allowed_origins=allowed, api_key="sesame")
+    client = await start(allowed_origins=allowed, api_keys=["sesame"])
     asked = {
         "Origin": PAGE,
         "Access-Control-Request-Method": "POST",
@@ -171,7 +171,7 @@ async def test_probes(client: Client, engine: FakeEngine, poll: Poll) -> None:
 
 
 async def test_probes_and_the_page_need_no_key(start: Start) -> None:
-    client = await start(api_key="sesame")
+    client = await start(api_keys=["sesame"])
     for path in ("/", "/health", "/health/", "/ready", "/ping", "/metrics"):
         assert (await client.get(path)).status == 200
     for path in ("/tokenizer_info", "/v1/models", "/v1//models"):
