@@ -266,7 +266,7 @@ async def test_a_served_name_replaces_the_models_own(start: Start) -> None:
 
 
 async def test_an_api_key_is_asked_for(start: Start) -> None:
-    client = await start(api_key="sesame")
+    client = await start(api_keys=["sesame"])
     url = str(client.make_url("/v1"))
     async with AsyncOpenAI(base_url=url, api_key="sesame", max_retries=0) as right:
         assert (await chat(right)).choices[0].message.content == ANSWER
