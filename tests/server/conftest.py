@@ -66,7 +66,7 @@ class OwnServer(TestServer):
 
 @pytest.fixture
 def start(assembled: Assembled, aiohttp_client: Callable[..., Awaitable[Client]]) -> Start:
-    """`await start(api_key=..., served_model_name=...)` gives a client of a server with these options."""
+    """`await start(api_keys=..., served_model_name=...)` gives a client of a server with these options."""
 
     async def go(**options: Any) -> Client:
         return await aiohttp_client(OwnServer(create_app(assembled, **options)))
