@@ -60,7 +60,7 @@ def app_for(
         served_model_name: the model's name in the API; its own if not given.
         allowed_origins: of web pages that may call it; `*` for all.
         vllm_metrics: whether metrics are told under vLLM's names too.
-        max_queued_requests: that may wait for their turn, each of a call's prompts times n counted.
+        max_queued_requests: that may wait beside as many as can run, each of a call's prompts times n counted.
     """
     origins = Origins(allowed_origins)
     middlewares = [headers.identify, shape_errors, origins.check] + ([require_key(api_keys)] if api_keys else [])
@@ -70,7 +70,7 @@ def app_for(
     app[_HOST] = host
     app[SERVICE] = Service(
         info=host.info,
-        engine=EngineClient(max_queued_requests),
+        engine=EngineClient(host.info.max_batch + max_queued_requests),
         model_name=served_model_name or host.info.model_name,
         created=int(time.time()),
         vllm_metrics=vllm_metrics,

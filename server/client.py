@@ -14,7 +14,6 @@ from specdec.errors import RequestError
 from specdec.request import FinishReason, Request, RequestOutput
 from specdec.server.answers import Answer
 from specdec.server.errors import ApiError
-from specdec.server.limits import MOST_WAITING
 from specdec.server.messages import Abort, Admitted, Decoder, Delta, Metrics, Refused, Round, Submit, TellMetrics, encode
 from specdec.server.record import CallRecord
 
@@ -136,15 +135,15 @@ class EngineClient(asyncio.Protocol):
     """Speaks with one engine. See `specdec.server.worker` for the other end.
 
     Args:
-        most_waiting: requests that may wait for their turn; a call that brings more than there is room for is refused.
+        most_open: requests that it takes at once, those that run and those that wait.
 
     num_running, num_waiting: requests as of the engine's last round.
     on_loss: called when the engine ends without having been told to.
     """
 
-    def __init__(self, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(self, most_open: int) -> None:
         self.num_running = self.num_waiting = 0
-        self._most_waiting = most_waiting
+        self._most_open = most_open
         self._num_open = 0  # requests of open calls
         self.on_loss: Callable[[], None] = lambda: None
         self.lost = False
@@ -206,13 +205,12 @@ class EngineClient(asyncio.Protocol):
                 self._emptied.set()
 
     def _check_room(self, count: int) -> None:
-        """Raise RequestError for a call that is too large at any time, ApiError where too many wait already."""
-        if count > self._most_waiting:
-            message = f"This call asks for {count} answers, prompts times n; this server takes {self._most_waiting} of a call."
+        """Raise RequestError for a call that is too large at any time, ApiError where too many are here already."""
+        if count > self._most_open:
+            message = f"This call asks for {count} answers, prompts times n; this server takes {self._most_open} at once."
             raise RequestError(message, param="n", code="too_many_answers")
-        waiting = max(self._num_open - self.num_running, 0)
-        if waiting + count > self._most_waiting:
-            message = f"{waiting} requests wait already, and at most {self._most_waiting} may; try again in a moment."
+        if self._num_open + count > self._most_open:
+            message = f"The queue is full: {self._num_open} requests run or wait, of {self._most_open}; try again in a moment."
             raise ApiError(429, message, code="queue_full", headers={"Retry-After": _RETRY_SECONDS})
 
     async def metrics(self, openmetrics: bool) -> Metrics:

@@ -25,11 +25,13 @@ Ending = tuple[int, int, RequestOutput]  # call, index in the call, the last out
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What the server needs to know of an engine. `max_model_len` is in tokens, prompt and answer together."""
+    """What the server needs to know of an engine. `max_model_len` is in tokens, prompt and answer together; `max_batch`
+    requests may run at once."""
 
     model_name: str
     dtype: str
     max_model_len: int
+    max_batch: int
     tokenizer: Tokenizer
     sampling_defaults: SamplingDefaults
 
@@ -40,6 +42,7 @@ class EngineInfo:
             model_name=assembled.model_name,
             dtype=assembled.dtype,
             max_model_len=assembled.engine.max_model_len,
+            max_batch=assembled.max_batch,
             tokenizer=assembled.tokenizer,
             sampling_defaults=assembled.sampling_defaults,
         )

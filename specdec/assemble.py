@@ -70,6 +70,7 @@ class Assembled:
     model_name: str
     model_info: ModelInfo
     config: EngineConfig
+    max_batch: int  # sequences that may run at once
     drafters: tuple[str, ...]
     dtype: str
     device: str
@@ -162,6 +163,7 @@ def build(
         model_name=loaded.name,
         model_info=describe(model.config, loaded.name),
         config=replace(config, max_model_len=sizes.max_model_len),
+        max_batch=sizes.max_batch,
         drafters=round_.drafting.names.names,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),

@@ -47,7 +47,7 @@ def serve(
     ] = "",
     vllm_metrics: Annotated[bool, typer.Option("--vllm-metrics", help="Give metrics under vLLM's names too.")] = False,
     max_queued_requests: Annotated[
-        int, typer.Option(help="Requests that may wait for their turn; more are refused with HTTP 429.", min=1)
+        int, typer.Option(help="Requests that may wait beside those that run; more get HTTP 429.", min=1)
     ] = MOST_WAITING,
     log_level: Annotated[str, typer.Option(help=f"{', '.join(LOG_LEVELS)}.")] = "info",
     log_format: Annotated[str, typer.Option(help="text, or json: an object in each line.")] = "text",

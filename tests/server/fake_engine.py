@@ -23,7 +23,7 @@ from tests.conftest import TEMPLATE, tiny_tokenizer
 
 MODEL = "tiny/model"
 DRAFTERS = ("ngram", "suffix", "prediction")
-MAX_MODEL_LEN = 200
+MAX_MODEL_LEN, MAX_BATCH = 200, 2
 ANSWER = "the winner is in the inn: 1212 wins"
 STATS = SpeculationStats(
     num_steps=5,
@@ -65,8 +65,7 @@ class FakeEngine:
     """The engine's interface and its rules for admission, ends and text, with scripts in the model's place.
 
     scripts: by a word of the prompt; the first that fits is taken, without one the default script.
-    requests: those submitted. to_be_aborted: the ids that `abort` was told. aborted: of those, what has ended by it. room:
-    requests that are said to run; more wait.
+    requests: those submitted. to_be_aborted: the ids that `abort` was told. aborted: of those, what has ended by it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -76,7 +75,6 @@ class FakeEngine:
         self.requests: list[Request] = []
         self.to_be_aborted: list[str] = []
         self.aborted: list[str] = []
-        self.room = 1000
         self._tokenizer = tokenizer
         self._admission = Admission(tokenizer.vocab_size, MAX_MODEL_LEN, DRAFTERS)
         self._wakeup = threading.Condition()
@@ -136,8 +134,8 @@ class FakeEngine:
 
     def status(self) -> EngineStatus:
         return EngineStatus(
-            num_running=min(len(self._running), self.room),
-            num_waiting=len(self._submitted) + max(len(self._running) - self.room, 0),
+            num_running=len(self._running),
+            num_waiting=len(self._submitted),
             pages_used=len(self._running),
             pages_total=100,
             num_rounds=self._num_rounds,
@@ -234,6 +232,7 @@ def assembled_with(engine: FakeEngine, tokenizer: Tokenizer, defaults: SamplingD
         tokenizer=tokenizer,
         model_name=MODEL,
         config=config,
+        max_batch=MAX_BATCH,
         drafters=DRAFTERS,
         dtype="float32",
         device="cpu",
