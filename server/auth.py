@@ -1,7 +1,7 @@
 """The bearer keys, and who shares what with whom.
 
-Callers with one of several keys are a group of their own: what is kept of their texts serves nobody else, see
-`specdec.request.Request.cache_salt`. Where there is one key, or none, all are one group.
+Callers with one of several keys are a group of their own: what is kept of their texts serves nobody else, and no
+earlier answer is copied from, see `specdec.request.Request.cache_salt`. Where there is one key, or none, all are one group.
 """
 
 import hashlib

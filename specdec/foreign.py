@@ -74,7 +74,7 @@ VOID: Mapping[str, Foreign] = {
     ),
     **_all(
         "--compilation-config -O --cuda-graph-sizes --cuda-graph-max-bs --cuda-graph-bs",
-        "which rounds are recorded as CUDA graphs is found out as they come",
+        "some rounds are recorded as CUDA graphs at start-up, the others as they come",
         True,
     ),
     **_all("--enable-chunked-prefill --no-enable-chunked-prefill", "prompts are always read in chunks, of --chunk-tokens"),

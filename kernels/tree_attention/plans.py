@@ -73,6 +73,7 @@ def _sharing(num_rows: int, per_sequence: int, kv_heads: int, block_group: int, 
         programs = kv_heads * (-(-num_rows // shared) * used + num_rows)
         best = min(best, (cost * max(programs / wave, 1.0), shared, programs))
     _, shared, programs = best
+    # a program of 8 warps is the faster one, and has a processor to itself
     alone = shared * block_group <= _SHARING[0][0] and programs <= _ONE_WAVE // 2
     return Plan(1, 8 if alone else 4, 1, False, shared=shared)
 

@@ -18,7 +18,7 @@ _STEPPED_ROWS = 64
 _LOOKED_UP = 513  # numbers of rows whose cost is kept: all rounds without long prompts
 # rows are padded to buckets up to here
 _PADDED = np.where(np.arange(_MOST_ROWS + 1) <= _STEPPED_ROWS, COST_BUCKETS[_COLUMNS], np.arange(_MOST_ROWS + 1))
-_MOST_MIXTURES = 4096  # of what is kept for the planner's numbers of rows
+_MOST_MIXTURES = 256  # kept, of up to 6 kB each; a planner asks for a few dozen different ones
 _FIRST_CONTEXT = 256  # contexts are told apart by powers of two from here
 _NUM_CONTEXTS = 16
 # the next four: fitted on rounds of SmolLM2 and of a 30B mixture of experts on an H200, whose medians drift by a percent a

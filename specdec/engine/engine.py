@@ -249,9 +249,9 @@ class Engine:
         except Exception:
             _log.exception("The planner cannot learn from a round.")
         columns = (outcome.plan.nodes, outcome.sound, outcome.accepted, outcome.emitted)
-        drafts = drafts_of(outcome, self._sources_X) if outcome.drafted.any() else [None] * len(turns)
-        told = zip(*(column.tolist() for column in columns), drafts, strict=True)
-        for index, (turn, (nodes, sound, accepted, emitted, drafted)) in enumerate(zip(turns, told, strict=True)):
+        counted = drafts_of(outcome, self._sources_X) if outcome.drafted.any() else [None] * len(turns)
+        told = zip(*(column.tolist() for column in columns), counted, strict=True)
+        for index, (turn, (nodes, sound, accepted, emitted, drafts)) in enumerate(zip(turns, told, strict=True)):
             if not present[index]:
                 self._scheduler.settle_marks(turn, kept=False)
                 continue
@@ -270,7 +270,7 @@ class Engine:
                 self._retry(sequence, outcome.shape.nucleus)
                 continue
             try:
-                self._take(sequence, outcome, index, emitted[: accepted + 1], drafted)
+                self._take(sequence, outcome, index, emitted[: accepted + 1], drafts)
             except Exception as error:
                 _log.exception("What a round gave a request cannot be taken.")
                 self._fail(sequence, f"What a round gave this request cannot be taken: {error}")

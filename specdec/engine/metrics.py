@@ -67,8 +67,9 @@ class EngineMetrics:
         self._answer_sizes = self._histogram("request_generation_tokens", "Tokens emitted for a request", _TOKENS)
         self._whole = self._histogram("e2e_request_latency_seconds", "From submission to the end")
         self._num_preemptions = 0
-        self._uncounted = self._uncounted_drafts = 0  # tokens of this round
         self._num_tokens = self._num_prompt_tokens = self._num_passes = 0
+        self._counted = 0  # of the tokens, by the counter
+        self._uncounted_drafts = 0  # of this round
         self._uncounted_lengths: dict[int, int] = {}  # drafts accepted -> trees of this round
 
     def _counter(self, name: str, description: str) -> Counter:
@@ -107,7 +108,6 @@ class EngineMetrics:
         """A round emitted so many tokens of a request."""
         if not num_tokens:
             return
-        self._uncounted += num_tokens
         self._num_tokens += num_tokens
         self._num_passes += 1
         now = time.monotonic()
@@ -127,8 +127,8 @@ class EngineMetrics:
 
     def on_round(self) -> None:
         """Count what the round before gave, once for all requests: a counter takes longer than a sum."""
-        self._generated.inc(self._uncounted)
-        self._uncounted = 0
+        self._generated.inc(self._num_tokens - self._counted)
+        self._counted = self._num_tokens
         if self._uncounted_drafts:
             self._draft_tokens.inc(self._uncounted_drafts)
             for length, count in self._uncounted_lengths.items():

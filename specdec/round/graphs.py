@@ -13,7 +13,7 @@ import torch
 
 from specdec.round.plan import RoundShape
 
-MOST_GRAPHS = 384  # the one used longest ago is dropped; about 250 are recorded at start-up
+MOST_GRAPHS = 384  # the one used longest ago is dropped; up to 300 are recorded at start-up
 _REPLAYS = 8  # to time a round; the first half warms up
 
 _Output = TypeVar("_Output")

@@ -382,7 +382,7 @@ class Round:
 
     @torch.inference_mode()
     def rehearse(self, plan: RoundPlan, compute: bool) -> None:
-        """A round that serves nobody, if asked also without a recording, which comes first; texts stay as they were."""
+        """Run a round that serves nobody, recorded where that is worth it; if asked, unrecorded before. Texts stay as they were."""
         shape = self.shape_of(plan)
         self._tables.send(plan, shape)
         for run in (self._launch, self.graphs.launch) if compute else (self.graphs.launch,):

@@ -21,7 +21,7 @@ _ROOM = 2  # a stand-in has at most so many times the rows or members
 _PAGES = 4  # ... and pages
 _FEWEST_PAGES = 16
 _BUSHY = 8  # a tree may have so many times the nodes of the average one
-_USUAL_CHUNKS = (0, 128, 256)  # prompt rows that are recorded at start-up, the prompts of `specdec.bench.suite` one by one
+_USUAL_CHUNKS = (0, 128, 256)  # prompt rows that are recorded at start-up: those of the bench suite's prompts, one at a time
 _BESIDE_PROMPTS = 4  # rows of each sequence there, at most
 _MOST_WANTED = 4096  # shapes that are counted
 
