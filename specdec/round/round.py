@@ -382,7 +382,7 @@ class Round:
 
     @torch.inference_mode()
     def rehearse(self, plan: RoundPlan, compute: bool) -> None:
-        """Run a round that serves nobody, recorded where that is worth it; if asked, unrecorded before. Texts stay as they were."""
+        """Run a round that serves nobody: unrecorded first, if asked; then recorded where it is worth that. Texts stay."""
         shape = self.shape_of(plan)
         self._tables.send(plan, shape)
         for run in (self._launch, self.graphs.launch) if compute else (self.graphs.launch,):

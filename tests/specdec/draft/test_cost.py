@@ -92,6 +92,7 @@ def test_drafting_is_counted_beside_the_rows() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_what_repeated_rows_cost_is_learned(share: float) -> None:
     table = measured()
+    assert seconds(table, 16, distinct=2) == pytest.approx(cpu_like(16)), "in full until it is known"
     spent = cpu_like(2) + share * (cpu_like(16) - cpu_like(2))
     for _ in range(80):
         table.observe(16, 2, 256, spent)
