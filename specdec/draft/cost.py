@@ -3,11 +3,15 @@
 Rows may repeat others: recorded rounds have rows without a draft, which a mixture of experts computes almost for nothing and a
 dense model in full. So a round of `rows` rows, `distinct` of which differ, is held to cost what lies between rounds of so many
 and of so few rows that all differ; where between is learned by row bucket, and borrowed from the nearest ones until then.
+
+Beside the device the host works on the next round: rounds follow each other as fast as the slower one of the two. What the host
+takes depends on the members, and on whether drafters run.
 """
 
 import numpy as np
 
 from specdec.arrays import FloatArray, IntArray
+from specdec.draft.by_members import ByMembers
 
 COST_BUCKETS = np.array(
     [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192]
@@ -27,6 +31,7 @@ _SMOOTHING = 0.1  # weight of a new measurement
 _DRIFT = 0.02  # an estimate that moves less leaves the curves, and the shares of repeats, as they are
 _OUTLIER = 2.0  # a measurement moves an estimate as if it were at most this factor away
 _FLOOR = 0.25  # of a round is not drafting, whatever that takes on average
+_STEP = 0.1  # of a round: so much more than was known may drafting take at once
 _TELLING = 0.05  # of a row's cost: smaller differences between two rounds tell nothing about repeats
 
 
@@ -40,34 +45,50 @@ class CostTable:
         self._repeats = np.full(len(COST_BUCKETS), np.nan)  # share of its own cost that a repeated row costs, by row bucket
         self._shares = np.ones(len(COST_BUCKETS))  # the same as it was drawn, with what is borrowed
         self._mixtures: dict[tuple[int, bytes], tuple[FloatArray, FloatArray]] = {}  # follow from curves and shares
-        self._drafting: float | None = None  # seconds that drafting adds, whatever is verified
+        self._drafting = ByMembers()  # what drafting adds on the device, whatever is verified
+        self._host = {drafting: ByMembers() for drafting in (False, True)}
 
-    @property
-    def drafting(self) -> float:
-        """Seconds that drafting adds to a round."""
-        return self._drafting or 0.0
-
-    def observe(self, rows: int, distinct: int, context: int, seconds: float, drafting: bool = False) -> None:
-        """A round took `seconds`.
+    def observe(self, rows: int, distinct: int, context: int, seconds: float, drafted_for: int = 0) -> None:
+        """A round took the device `seconds`.
 
         Args:
             rows: that were computed.
             distinct: of which so many do not repeat another.
             context: tokens of the longest sequence.
-            drafting: whether drafters ran.
+            drafted_for: members, where drafters ran.
         """
-        seconds = max(seconds - self.drafting * drafting, seconds * _FLOOR)
+        if drafted_for:
+            seconds = max(seconds - self.drafting(drafted_for), seconds * _FLOOR)
         if distinct == rows:
             self._observe_rows(rows, context, seconds)
         elif self._known:
             self._observe_repeats(rows, distinct, context, seconds)
 
-    def observe_drafting(self, seconds: float) -> None:
-        """Drafting added so much to a round."""
-        old = self._drafting
-        if old:
-            seconds = old + _SMOOTHING * (min(max(seconds, old / _OUTLIER), old * _OUTLIER) - old)
-        self._drafting = max(seconds, 0.0)
+    def observe_drafting(self, members: int, seconds: float, whole: float = 0.0) -> None:
+        """Drafting added so much to a round that takes `whole` without it."""
+        self._drafting.observe(members, seconds, _STEP * whole)
+
+    def observe_host(self, members: int, drafting: bool, seconds: float) -> None:
+        """The host took `seconds` for a round. drafting: whether drafters ran."""
+        self._host[drafting].observe(members, seconds)
+
+    @property
+    def host_version(self) -> int:
+        """Changes when the host takes longer or less long than it did."""
+        return sum(seconds.version for seconds in self._host.values())
+
+    def drafting(self, members: int) -> float:
+        """Seconds that drafting adds to a round on the device."""
+        return self._drafting.of(members)
+
+    def without_drafting(self, rows: int, members: int, context: int) -> float:
+        """From one round to the next where no drafter runs: seconds."""
+        return max(self.plain(rows, context), self._host[False].of(members))
+
+    def with_drafting(self, rows: IntArray, distinct: FloatArray | IntArray, members: int, context: int) -> FloatArray:
+        """The same where drafters run, of rounds of so many rows."""
+        device = self.seconds(rows, distinct, context) + self.drafting(members)
+        return np.maximum(device, self._host[True].of(members))
 
     def shift(self, seconds: float, context: int) -> None:
         """A round of one row takes `seconds`: what was measured so far lacks as much of every round."""

@@ -28,8 +28,14 @@ _VALUE = 0.7
 _MARGIN = 1.01  # by so much a dearer round must promise to be better: medians of rounds differ by as much from minute to minute
 # Where drafting does not pay, it stops. It is tried again for a few rounds, also when a new sequence has come, whenever rounds
 # without it have made up for that: trials take this share of the time, a tenth of what is lost where nothing matches at all.
+# Part of what drafting has gained may go there too, so that it is found back soon where it pays now and then.
 _TRIALS = 0.01
+_EARNED = 0.3  # not fitted
 _TRIAL = 4  # rounds: two to learn what a sequence's drafters offer, and two more
+# Where drafting pays, plain rounds are tried as well, for the same share of the time, unless it is clear: what they cost is not
+# known any more once they do not run. Not fitted: estimates of a round are off by less than half.
+_CLEAR = 1.5  # times as fast as plain decoding
+_SPACING = 16  # rounds between such trials, at least
 _LEAST, _MOST = 0.02, 0.95  # of the survival that is worth a row
 _NEWS = 0.02  # chances that moved less are not told again
 
@@ -91,8 +97,12 @@ class Planner:
         self._wider: dict[tuple[int, bool], IntArray] = {}
         self._trial = 0  # rounds that drafters are still tried for
         self._saved = math.inf  # seconds that trials may take
+        self._cost = 0.0  # of a round with drafters that verifies nothing, over a plain one: seconds
+        self._plain_trial = 0  # rounds that plain decoding is still tried for
+        self._since_plain = 0  # rounds since then in which it was not clear that drafting pays
         self._fresh = False  # whether a sequence has come since the last decision
-        self._resting: int | None = None  # members of the rounds for which drafting was found not to pay
+        # of the rounds for which drafting was found not to pay: members, and what was known of the host
+        self._resting: tuple[int, int] | None = None
         self._told: FloatArray | None = None
         self._drafters = bool(len(priors))
         self._learned = True  # since the chances were asked for
@@ -136,35 +146,37 @@ class Planner:
 
         This runs before every round, on a small model within 0.5 ms. So it looks at few numbers, in few calls.
         """
-        trees = int(nodes.sum())
-        room, plain = self._max_rows - trees, self.costs.plain(chunk_rows + trees, context)
-        if self._resting == len(slots) and not self._may_try():  # nothing was learned since that was found
+        trees, members = int(nodes.sum()), len(slots)
+        base, room = chunk_rows + trees, self._max_rows - trees
+        plain = self.costs.without_drafting(base, members, context)
+        resting = members, self.costs.host_version
+        if self._resting == resting and not self._may_try():  # nothing was learned since that was found
             self._save(plain)
-            return Budgets(nodes, np.ones(len(slots)), 0.0, False)
+            return Budgets(nodes, np.ones(members), 0.0, False)
         order, gains = self._best(slots, most, room)
-        base, best, filled = chunk_rows + trees, 0, 0
-        rate, distinct = trees / (plain + self.costs.drafting), float(base)
+        best, filled = 0, 0
+        asked = max(float(self.costs.with_drafting(np.array([base]), np.array([base]), members, context)[0]), plain)
+        rate, distinct = trees / asked, float(base)
         if len(order):
             counts = self._counts(trees, len(order), bool(chunk_rows))
             filled_K = np.minimum(counts, len(order))
             distinct_K = (base + np.cumsum(self._forecast.there(slots).ravel()[order]))[filled_K - 1]
             tokens_K = (trees + _VALUE * np.cumsum(gains))[filled_K - 1]
-            seconds_K = np.maximum(self.costs.seconds(base + counts, distinct_K, context), plain)
-            rates_K = tokens_K / (seconds_K + self.costs.drafting)
+            rates_K = tokens_K / np.maximum(self.costs.with_drafting(base + counts, distinct_K, members, context), asked)
             place = int(rates_K.argmax())
             if rates_K[place] > max(_MARGIN * trees / plain, rate):
                 rate, distinct = float(rates_K[place]), float(distinct_K[place])
                 best, filled = int(counts[place]), int(filled_K[place])
-        if not self._drafts(best > 0, plain):
-            self._resting = len(slots)
-            return Budgets(nodes, np.ones(len(slots)), 0.0, False)
+        if not self._drafts(rate * plain / trees if best else 0.0, asked - plain, plain):
+            self._resting = None if best else resting
+            return Budgets(nodes, np.ones(members), 0.0, False)
         least = _LEAST  # where nothing is verified, all that is offered is told, so that it is known what would pay
         if self._buckets is None:  # what is not found takes no row
             nodes = nodes + share_evenly(np.maximum(most - 1, 0), room) * self._forecast.known(slots)
-            least = self._least(rate, base + best, distinct, context)
+            least = self._least(rate, base + best, distinct, members, context)
         elif best:
-            nodes = nodes + np.bincount(order[:filled] // OFFERED, minlength=len(slots))
-            least = self._least(rate, base + best, distinct, context)
+            nodes = nodes + np.bincount(order[:filled] // OFFERED, minlength=members)
+            least = self._least(rate, base + best, distinct, members, context)
         return Budgets(nodes, self._habits.odds(slots), least, True)
 
     def _best(self, slots: IntArray, most: IntArray, room: int) -> tuple[IntArray, FloatArray]:
@@ -190,18 +202,40 @@ class Planner:
         found: IntArray = counts[: int(counts.searchsorted(most)) + 1]
         return found
 
-    def _drafts(self, pays: bool, plain: float) -> bool:
-        """Whether drafters run: where they pay, where they cost next to nothing, and where they are tried."""
-        cost, self._resting = self.costs.drafting, None
-        if pays or cost < _TRIALS * plain:
-            self._trial, self._saved = 0, self._most_saved
-        elif self._trial or self._may_try():
+    def _drafts(self, lead: float, cost: float, plain: float) -> bool:
+        """Whether drafters run: where they pay, where they cost next to nothing, and where they are tried.
+
+        Args:
+            lead: how many times as fast as plain decoding drafting promises to be; 0 where it does not pay.
+            cost: seconds that drafters add where nothing is verified.
+            plain: seconds of a plain round.
+        """
+        self._cost, self._resting = cost, None
+        if lead or cost < _TRIALS * plain:
+            self._trial, self._fresh = 0, False
+            self._saved += (plain + cost) * (lead - 1.0) * _EARNED if lead else math.inf
+            return not self._tries_plain(lead)
+        if self._trial or self._may_try():
             self._trial = (self._trial or _TRIAL) - 1
             self._saved = min(self._saved, self._most_saved) - cost
-        else:
-            self._save(plain)
+            self._fresh = False
+            return True
+        self._save(plain)
+        return False
+
+    def _tries_plain(self, lead: float) -> bool:
+        """Whether a round goes without drafters although they pay."""
+        if not 0.0 < lead < _CLEAR:
             return False
-        self._fresh = False
+        if not self._plain_trial:
+            self._since_plain += 1
+            # each round of drafting allows for a hundredth of what a plain one takes; each plain one loses what drafting gains
+            due = _TRIAL * (1.0 - 1.0 / lead) / _TRIALS
+            if self._since_plain < max(due, _SPACING):
+                return False
+            self._plain_trial = _TRIAL
+        self._plain_trial -= 1
+        self._since_plain = 0
         return True
 
     def _may_try(self) -> bool:
@@ -214,14 +248,14 @@ class Planner:
 
     @property
     def _most_saved(self) -> float:
-        return 2 * _TRIAL * self.costs.drafting
+        return 2 * _TRIAL * self._cost
 
-    def _least(self, rate: float, rows: int, distinct: float, context: int) -> float:
+    def _least(self, rate: float, rows: int, distinct: float, members: int, context: int) -> float:
         """The survival that is worth a row: what drafts more cost, in tokens at this round's rate."""
         step = 2.0
         more = np.array([distinct, distinct + step])
         whole = np.ceil(more).astype(np.int64) if self._buckets is None else np.full(2, max(rows, math.ceil(more[1])))
-        before, after = self.costs.seconds(whole, more, context).tolist()
+        before, after = self.costs.with_drafting(whole, more, members, context).tolist()
         return min(max(rate * float(after - before) / step / _VALUE, _LEAST), _MOST)
 
     def observe(self, seen: Seen) -> None:

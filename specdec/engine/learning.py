@@ -16,19 +16,22 @@ def learn(planner: Planner, outcome: Outcome, present: BoolArray, context: int) 
         present: bool [M], which of its members have not left their slots since.
         context: tokens of the longest sequence.
     """
-    plan, shape = outcome.plan, outcome.shape
+    plan, shape, costs = outcome.plan, outcome.shape, planner.costs
+    members = len(plan)
     if outcome.drafting_seconds is not None:
-        planner.costs.observe_drafting(outcome.drafting_seconds)
+        costs.observe_drafting(members, outcome.drafting_seconds)
+    if outcome.host_seconds is not None:
+        costs.observe_host(members, shape.drafting, outcome.host_seconds)
     if outcome.seconds is not None:
         distinct = plan.num_chunk + plan.num_trees + int(outcome.drafted.sum())
         rows = max(shape.chunk + shape.trees, distinct)
         verifies = plan.num_chunk > 0 or plan.num_nodes > plan.num_trees
         if shape.drafting and not verifies and outcome.drafting_seconds is None:
-            # such rounds differ in nothing else from those without drafters: the host's part counts where it is waited for
-            usual = planner.costs.seconds(np.array([rows]), np.array([distinct]), context)
-            planner.costs.observe_drafting(outcome.seconds - float(usual[0]))
+            # such rounds differ in nothing else from those without drafters
+            usual = float(costs.seconds(np.array([rows]), np.array([distinct]), context)[0])
+            costs.observe_drafting(members, outcome.seconds - usual, usual)
         else:
-            planner.costs.observe(rows, distinct, context, outcome.seconds, shape.drafting)
+            costs.observe(rows, distinct, context, outcome.seconds, members if shape.drafting else 0)
     if shape.drafting:
         chosen = present & outcome.sound & (plan.nodes > 0)
         seen = Seen(

@@ -80,9 +80,9 @@ def _rehearse_tree(round_: Round, planner: Planner, nodes: int, pages: int, comp
     if nodes == 1:
         taken = round_.seconds_of(plain)
         planner.costs.shift(taken, context)
-        planner.costs.observe_drafting(seconds - taken)
+        planner.costs.observe_drafting(1, seconds - taken)
     else:
-        planner.costs.observe(nodes, 1, context, seconds, drafting=True)
+        planner.costs.observe(nodes, 1, context, seconds, drafted_for=1)
 
 
 def _enter(round_: Round, sampling: SamplingParams, max_model_len: int) -> None:

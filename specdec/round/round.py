@@ -7,16 +7,14 @@ Legend of shape suffixes: M members of a round, T tree rows, R rows, V vocabular
 """
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.arrays import FloatArray, IntArray
+from specdec.arrays import FloatArray
 from specdec.cache.kinds import Caches
 from specdec.draft.protocol import Drafter, DraftView, ObserveView, Starter
 from specdec.kernels.commit import Verified, commit
@@ -49,24 +47,11 @@ from specdec.round.slots import Needs, Occupant, Slots
 from specdec.round.stand_ins import StandIns
 from specdec.round.tables import Tables
 from specdec.round.trim import trim
+from specdec.round.underway import RoundsUnderway, Underway
 
 TURNS_KEPT = 4  # outcomes in the ring, more than are ever underway
 GRAPH_CHUNK = 1024  # prompt rows of a round that is worth a graph
 _SCORED_ROWS = 64  # prompt rows whose logits are there at once: 64 MB for a vocabulary of 250,000
-
-
-@dataclass(slots=True)
-class _Underway:
-    """A round that was enqueued. firsts: the first tree row of each member."""
-
-    turn: int
-    plan: RoundPlan
-    shape: RoundShape
-    firsts: IntArray
-    seconds: float | None = None
-    drafting_seconds: float | None = None
-    done: torch.cuda.Event | None = None  # since when its outcome can be read
-    before: torch.cuda.Event | None = None  # the same of the round that it follows at once
 
 
 class Round:
@@ -116,8 +101,7 @@ class Round:
         self._scores = ScoreRing(MOST_TREE_ROWS, TURNS_KEPT, vocab_size, self._device)
         self._prompt_scores = ScoreRing(chunk_bucket(max_chunk), TURNS_KEPT, vocab_size, self._device)
         self._chunks = ChunkRing(members, TURNS_KEPT, self._device)
-        self._done = [torch.cuda.Event(enable_timing=True) for _ in range(TURNS_KEPT)] if on_gpu else []  # type: ignore[no-untyped-call]
-        self._underway: deque[_Underway] = deque()
+        self._underway = RoundsUnderway(TURNS_KEPT, on_gpu)
         self.graphs = Graphs(self._launch, self._device, lambda shape: shape.chunk <= GRAPH_CHUNK)
         chunk = chunk_bucket(max_chunk)
         recorded = min(chunk, GRAPH_CHUNK)
@@ -195,32 +179,25 @@ class Round:
         """One more round. Between two rounds of a small model there is time for little more than this."""
         shape, firsts = self._tables.put(plan)
         recorded = shape in self.graphs
-        follows = bool(self._underway) and recorded
         self._turn += 1
-        entry = _Underway(self._turn, plan, shape, firsts)
+        entry = Underway(self._turn, plan, shape, firsts)
+        self._underway.add(entry, recorded)
         started = time.perf_counter()
         self.graphs.launch(shape)
+        taken = time.perf_counter() - started
+        self._underway.launched(taken)
         if not recorded:
-            self.stand_ins.took(shape, time.perf_counter() - started)
-        if self._done:
-            entry.before = self._underway[-1].done if follows else None
-            entry.done = self._done[self._turn % TURNS_KEPT]
-            entry.done.record()
-        else:
-            entry.seconds = time.perf_counter() - started
-            entry.drafting_seconds = self._drafting_seconds if shape.drafting else None
+            self.stand_ins.took(shape, taken)
+        if shape.drafting and entry.done is None:
+            entry.drafting_seconds = self._drafting_seconds
         if self._trimmed is not None:
             entry.firsts = self._trimmed.firsts_M[: len(plan)].numpy()
             nodes = int(self._trimmed.nodes_M.max())
             entry.shape = shape._replace(trees=len(self._trimmed.trees_T), nodes=max(nodes, 1))
-        self._underway.append(entry)
 
     def collect(self) -> Outcome:
         """The outcome of the oldest round underway; waits for it."""
-        entry = self._underway.popleft()
-        if entry.done is not None:
-            entry.done.synchronize()
-            entry.seconds = entry.before.elapsed_time(entry.done) / 1e3 if entry.before is not None else None
+        entry = self._underway.wait()
         shape, ring = entry.shape, entry.turn % TURNS_KEPT
         width = outcome_width(shape.nodes, shape.drafting)
         told = self._read_HX[ring, : shape.members * width].reshape(-1, width).copy()
@@ -232,7 +209,17 @@ class Round:
         if shape.prompt_scored:
             prompt_scores = self._prompt_scores.read(entry.turn, shape.chunk, entry.plan.chunk_firsts)
         chunks_sound = self._chunks.read(entry.turn, len(entry.plan)) if shape.chunk else None
-        return Outcome.read(told, entry.plan, shape, entry.seconds, scores, entry.drafting_seconds, prompt_scores, chunks_sound)
+        return Outcome.read(
+            told,
+            entry.plan,
+            shape,
+            entry.seconds,
+            scores,
+            entry.drafting_seconds,
+            prompt_scores,
+            chunks_sound,
+            entry.host_seconds,
+        )
 
     def discard(self) -> None:
         """Forget the rounds underway, after one of them failed.

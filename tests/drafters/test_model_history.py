@@ -128,7 +128,7 @@ def test_it_knows_the_text_however_rounds_went(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Beside a drafter whose right drafts lie off the spine, wrong ones beside them. The second time prefixes are cached."""
-    monkeypatch.setattr(CostTable, "drafting", 0.0)  # beside so small a model drafters would rest
+    monkeypatch.setattr(CostTable, "drafting", lambda *_: 0.0)  # beside so small a model drafters would rest
     watched = Watched(alike)
     oracle = {oracle_key(asked.prompt_ids, asked.sampling): expected[asked.request_id].token_ids for asked in REQUESTS}
 

@@ -34,7 +34,7 @@ def test_nothing_changes_a_bit(
     stage: Stage, pool: Pool, fields: dict[str, Any], depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second time, prefixes are cached and answers are known to the suffix library."""
-    monkeypatch.setattr(CostTable, "drafting", 0.0)  # beside so small a model drafters would rest
+    monkeypatch.setattr(CostTable, "drafting", lambda *_: 0.0)  # beside so small a model drafters would rest
     llm = stage.llm(pool.oracle, depth=depth, **fields)
     asked = pool.requests[depth::3] if fields else pool.requests
     for _again in range(2):

@@ -74,19 +74,19 @@ def test_costs_follow_a_machine_that_changes() -> None:
 
 def test_drafting_is_counted_beside_the_rows() -> None:
     table = measured()
-    assert table.drafting == 0.0
-    table.observe_drafting(0.003)
+    assert table.drafting(1) == 0.0
+    table.observe_drafting(1, 0.003)
     before = seconds(table, 4)
     for _ in range(50):
-        table.observe(4, 4, 256, before + 0.003, drafting=True)
+        table.observe(4, 4, 256, before + 0.003, drafted_for=1)
     assert seconds(table, 4) == pytest.approx(before)
     for _ in range(100):
-        table.observe_drafting(0.001)
-    assert table.drafting == pytest.approx(0.001, rel=0.01)
-    table.observe_drafting(1.0)
-    assert table.drafting < 0.0012, "one that was kept waiting moves little"
-    table.observe_drafting(-1.0)
-    assert table.drafting >= 0.0
+        table.observe_drafting(1, 0.001)
+    assert table.drafting(1) == pytest.approx(0.001, rel=0.01)
+    table.observe_drafting(1, 1.0)
+    assert table.drafting(1) < 0.0012, "one that was kept waiting moves little"
+    table.observe_drafting(1, -1.0)
+    assert table.drafting(1) >= 0.0
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -117,9 +117,9 @@ def test_contexts_are_told_apart_by_powers_of_two() -> None:
 
 def test_a_round_never_costs_nothing_however_long_drafting_takes_on_average() -> None:
     table = CostTable()
-    table.observe_drafting(1.0)
+    table.observe_drafting(1, 1.0)
     for rows, distinct in ((1, 1), (8, 8), (8, 3), (1, 1), (8, 3)):
-        table.observe(rows, distinct, 256, 0.01, drafting=True)
+        table.observe(rows, distinct, 256, 0.01, drafted_for=1)
     assert seconds(table, 1) > 0
     assert seconds(table, 8, distinct=3) > 0
 

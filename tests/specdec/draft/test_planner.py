@@ -57,6 +57,7 @@ class Engine:
     chances: list[float]
     drafting: float = 0.0
     buckets: bool = False
+    host: tuple[float, float] = (0.0, 0.0)  # seconds of a round without and with drafters, beside the device's
     tokens: int = 0
     seconds: float = 0.0
     drafted: list[IntArray] = field(default_factory=list)
@@ -65,7 +66,7 @@ class Engine:
     def __post_init__(self) -> None:
         self.learned = np.full(2, 0.5)
         if self.drafting:
-            self.planner.costs.observe_drafting(self.drafting)
+            self.planner.costs.observe_drafting(1, self.drafting)
 
     def run(self, rounds: int) -> "Engine":
         for _ in range(rounds):
@@ -85,7 +86,11 @@ class Engine:
         rows = int(counts.sum()) + members
         spent = self.cost(self.rows(rows, int(budgets.nodes.sum()))) * self.rng.uniform(0.97, 1.03)
         spent += self.drafting * budgets.drafting
-        self.planner.costs.observe(self.rows(rows, int(budgets.nodes.sum())), rows, 512, spent, budgets.drafting)
+        drafted_for = members if budgets.drafting else 0
+        self.planner.costs.observe(self.rows(rows, int(budgets.nodes.sum())), rows, 512, spent, drafted_for)
+        if any(self.host):
+            self.planner.costs.observe_host(members, budgets.drafting, self.host[budgets.drafting])
+            spent = max(spent, self.host[budgets.drafting])
         self.tokens += int(accepted.sum()) + members
         self.seconds += spent
         self.drafted.append(counts)
@@ -214,6 +219,47 @@ def test_rows_leave_who_begins_to_be_wrong_and_stay_with_who_is_right(buckets: b
     wrong, right = np.mean(engine.run(60).drafted[-20:], 0)
     assert wrong < right / 2
     assert right > 12
+
+
+@pytest.mark.parametrize(("dear", "pays"), [(0.050, False), (0.016, True)])
+def test_what_the_host_takes_counts_where_it_is_slower_than_the_device(dear: float, pays: bool) -> None:
+    """Two members: 0.014 s a plain round; drafting gives about four tokens each for 0.017 on the device."""
+    engine = Engine(make_planner(cpu_like, 2), cpu_like, [0.8, 0.8], 0.0003, host=(0.010, dear)).run(800)
+    drafted = np.mean([counts.sum() > 0 for counts in engine.drafted[-400:]])
+    assert drafted > 0.9 if pays else drafted < 0.05
+    assert engine.speed > 0.98 * 2 / cpu_like(2)
+
+
+def test_rows_that_the_host_takes_as_long_for_are_free() -> None:
+    engine = Engine(make_planner(steep), steep, [0.8]).run(200)
+    few = np.mean(engine.drafted[-100:])
+    engine.host = (0.100, 0.100)
+    assert np.mean(engine.run(300).drafted[-100:]) > few + 2
+
+
+@pytest.mark.parametrize("lead", [1.2, 3.0])
+def test_plain_rounds_are_tried_for_a_hundredth_of_the_time_unless_drafting_pays_clearly(lead: float) -> None:
+    engine = Engine(make_planner(flat), flat, [0.95]).run(100)
+    engine.host = (0.030, 0.030 * 9 / lead)  # the planner counts on about so many tokens of a round
+    engine.run(100)
+    asked = [engine.round().drafting for _ in range(2000)]
+    plain = trials([not drafts for drafts in asked])
+    if lead > 2:
+        assert not plain
+    else:
+        assert set(plain) == {4}
+        assert len(plain) > 4
+        assert sum(plain) * (1 - 1 / lead) < 0.015 * 2000
+
+
+def test_where_the_host_becomes_faster_without_drafters_that_is_found_out() -> None:
+    engine = Engine(make_planner(flat), flat, [0.6]).run(100)
+    engine.host = (0.040, 0.060)
+    engine.run(200)
+    assert np.mean([counts.sum() > 0 for counts in engine.drafted[-100:]]) > 0.8
+    engine.host = (0.020, 0.060)
+    engine.run(1500)
+    assert np.mean([counts.sum() > 0 for counts in engine.drafted[-200:]]) < 0.1
 
 
 def trials(asked: list[bool]) -> list[int]:

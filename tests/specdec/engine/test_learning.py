@@ -44,22 +44,22 @@ def planner() -> Planner:
 
 
 def test_rounds_that_only_look_for_drafts_tell_what_that_costs(planner: Planner) -> None:
-    planner.costs.observe_drafting(1e-5)  # what the device alone takes
+    planner.costs.observe_drafting(2, 1e-5)  # what the device alone takes
     for _ in range(80):
         learn(planner, outcome([1, 1], True, DRAFTED), np.ones(2, np.bool_), 100)
-    assert planner.costs.drafting == pytest.approx(DRAFTED - PLAIN, rel=0.05)
+    assert planner.costs.drafting(2) == pytest.approx(DRAFTED - PLAIN, rel=0.05)
     assert planner.costs.plain(2, 100) == pytest.approx(PLAIN)
 
 
 @pytest.mark.parametrize(("nodes", "chunk"), [([4, 4], 0), ([1, 1], 6)], ids=["verifies", "reads a prompt"])
 def test_rounds_that_do_more_tell_what_rows_cost(planner: Planner, nodes: list[int], chunk: int) -> None:
-    planner.costs.observe_drafting(1e-5)
+    planner.costs.observe_drafting(2, 1e-5)
     rows = sum(nodes) + chunk
     if not chunk:  # what eight rows take that all differ
         planner.costs.observe(rows, rows, 100, 2 * DRAFTED)
     for _ in range(80):
         learn(planner, outcome(nodes, True, DRAFTED, chunk), np.ones(2, np.bool_), 100)
-    assert planner.costs.drafting == 1e-5
+    assert planner.costs.drafting(2) == 1e-5
     if chunk:
         assert planner.costs.plain(rows, 100) == pytest.approx(DRAFTED, rel=0.05)
     else:  # of rows that were drafted, none was found: all but the roots repeat others

@@ -1,0 +1,154 @@
+"""Rounds underway: in order, with what they took, and on a GPU with what the host took beside them."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from specdec.round.plan import RoundPlan, RoundShape
+from specdec.round.underway import RoundsUnderway, Underway
+
+
+@dataclass
+class Clock:
+    """Ticks when it is told to."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Event:
+    """A CUDA event of a device that finishes when it is waited for, a second after the round before."""
+
+    clock: Clock
+    at: float = 0.0
+    done: bool = True
+
+    def query(self) -> bool:
+        return self.done
+
+    def record(self) -> None:
+        self.done = False
+
+    def synchronize(self) -> None:
+        self.clock.now += 1.0
+        self.at, self.done = self.clock.now, True
+
+    def elapsed_time(self, other: "Event") -> float:
+        return (other.at - self.at) * 1e3
+
+
+@dataclass
+class Device:
+    """Rounds on a device whose clock is the test's."""
+
+    clock: Clock = field(default_factory=Clock)
+    turn: int = 0
+
+    def __post_init__(self) -> None:
+        self.rounds = RoundsUnderway(4, on_gpu=False)
+        self.rounds._events = [Event(self.clock) for _ in range(4)]  # type: ignore[misc]
+
+    def enqueue(self, drafting: bool, recorded: bool = True) -> None:
+        self.turn += 1
+        self.rounds.add(entry(self.turn, drafting), recorded)
+        self.rounds.launched(0.0)
+
+
+def entry(turn: int, drafting: bool = False) -> Underway:
+    none = np.zeros(1, np.int64)
+    plan = RoundPlan(slots=none, firsts=none, chunks=none, nodes=none + 1, pages=1, odds=np.ones(1))
+    return Underway(turn, plan, RoundShape(1, 0, 1, 1, 1, 0, 1, drafting=drafting), np.zeros(1, np.int64))
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    device = Device()
+    monkeypatch.setattr(time, "perf_counter", device.clock)
+    return device
+
+
+def test_without_a_gpu_a_round_takes_what_its_launch_takes() -> None:
+    rounds = RoundsUnderway(4, on_gpu=False)
+    for turn, seconds in ((1, 0.5), (2, 0.25)):
+        rounds.add(entry(turn), recorded=False)
+        rounds.launched(seconds)
+    assert len(rounds) == 2
+    assert [(found.turn, found.seconds, found.host_seconds) for found in (rounds.wait(), rounds.wait())] == [
+        (1, 0.5, None),
+        (2, 0.25, None),
+    ]
+    rounds.add(entry(3), recorded=False)
+    rounds.clear()
+    assert not len(rounds)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_the_host_takes_is_known_among_rounds_of_one_kind(device: Device, depth: int) -> None:
+    found = []
+    for drafting in [False] * 6 + [True] * 6:
+        device.enqueue(drafting)
+        device.clock.now += 0.25  # what the host does
+        if len(device.rounds) > depth:
+            waited = device.rounds.wait()
+            found.append((waited.shape.drafting, waited.host_seconds))
+    known = [(kind, seconds) for kind, seconds in found if seconds is not None]
+    assert known == [(False, 0.25)] * (5 - depth) + [(True, 0.25)] * (5 - depth)
+    assert [seconds for _, seconds in found].index(None) == 0
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_recording_or_a_pause_says_nothing_about_the_host(device: Device, recorded: bool) -> None:
+    for _ in range(4):
+        device.enqueue(False)
+        if len(device.rounds) > 1:
+            device.rounds.wait()
+    if recorded:  # the last outcome is read, and some time passes until there is work again
+        device.rounds.wait()
+        device.clock.now += 100.0
+    for index in range(3):
+        device.enqueue(False, recorded=recorded or index > 0)
+        if len(device.rounds) > 1:
+            assert device.rounds.wait().host_seconds is None or index == 2
+
+
+def test_only_a_round_that_the_device_began_at_once_tells_what_it_took(device: Device) -> None:
+    device.enqueue(False)
+    device.enqueue(False)  # while the first was underway
+    first = device.rounds.wait()
+    device.clock.now += 5.0
+    second = device.rounds.wait()
+    device.enqueue(False)
+    last = device.rounds.wait()
+    assert first.seconds is None
+    assert second.seconds == 6.0
+    assert last.seconds is None
+
+    device.enqueue(False)
+    assert isinstance(device.rounds._events[device.turn % 4], Event)
+    device.rounds._events[device.turn % 4].done = True  # type: ignore[attr-defined]  # the device is faster than the host
+    device.enqueue(False)
+    device.rounds.wait()
+    assert device.rounds.wait().seconds is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_round_takes_what_lies_between_two_events() -> None:
+    rounds = RoundsUnderway(4, on_gpu=True)
+    work = torch.randn(4096, 4096, device="cuda")
+    for turn in range(1, 4):
+        rounds.add(entry(turn), recorded=True)
+        for _ in range(10):
+            work = torch.tanh(work @ work)
+        rounds.launched(0.0)
+    seconds = [rounds.wait().seconds for _ in range(3)]
+    assert seconds[0] is None
+    assert seconds[1] is not None
+    assert seconds[2] is not None
+    assert 1e-5 < seconds[2] < 1.0
