@@ -67,7 +67,6 @@ class LookupDrafter:
 
     def enter(self, slot: int, starter: Starter) -> None:
         """See `Drafter.enter`."""
-        self._learn()
         self._secret[slot] = bool(starter.group)
         if self._sampled[slot] == starter.sampling.greedy:
             self._sampled[slot] = not starter.sampling.greedy
@@ -95,6 +94,14 @@ class LookupDrafter:
         self._to_learn.clear()
         self._corpus_C.fill_(SEPARATOR)
 
+    def prepare(self) -> None:
+        """Answers join the corpus when drafters are asked next, so that they cost nothing while these rest: at its end, since
+        later places come first, and so that none is parted."""
+        if count := len(self._to_learn):
+            self._corpus_C.copy_(self._corpus_C.roll(-count))
+            write(self._corpus_C[-count:], np.array(self._to_learn, np.int32))
+            self._to_learn.clear()
+
     def draft(self, view: DraftView) -> Drafts:
         """See `Drafter.draft`."""
         reach = min(view.num_pages * view.page_size, view.texts.tokens_SL.shape[1])
@@ -111,14 +118,6 @@ class LookupDrafter:
 
     def observe(self, view: ObserveView) -> None:
         """Nothing: texts are read where they lie."""
-
-    def _learn(self) -> None:
-        """Answers join the corpus when the next sequence comes, which is the first that may copy from them: at its end, since
-        later places come first, and so that none is parted."""
-        if count := len(self._to_learn):
-            self._corpus_C.copy_(self._corpus_C.roll(-count))
-            write(self._corpus_C[-count:], np.array(self._to_learn, np.int32))
-            self._to_learn.clear()
 
     def _make_references(self, room: int) -> Tensor:
         return torch.zeros(self._num_slots + 1, room, dtype=torch.int32, device=self._device)

@@ -5,7 +5,7 @@ import numpy as np
 _BUCKETS = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512])
 _COLUMNS = np.searchsorted(_BUCKETS, np.arange(int(_BUCKETS[-1]) + 1))  # the bucket of each number of members
 _SMOOTHING = 0.1  # weight of a new measurement, as of rows (see `specdec.draft.cost`)
-_MOVED = 0.1  # an estimate that moved by less is no news
+_MOVED = 0.2  # an estimate that moved by less is no news: between rounds of one kind the host's time varies by a third
 _OUTLIER = 2.0  # a measurement moves an estimate as if it were at most this factor away
 
 
@@ -16,27 +16,30 @@ class ByMembers:
     def __init__(self) -> None:
         self._seconds = np.full(len(_BUCKETS), np.nan)
         self._news = self._seconds.copy()  # estimates as they were when they last were news
-        self.version = 0  # changes with news
 
-    def observe(self, members: int, seconds: float, step: float = 0.0) -> None:
-        """It took `seconds` this time. step: in seconds, an estimate may move as if the measurement were so far away, however
-        small it is itself."""
-        column = _column(members)
+    def observe(self, members: int, seconds: float, step: float = 0.0) -> bool:
+        """It took `seconds` this time. Whether that is news: not known before, or other than it was when it last was news.
+
+        step: in seconds, an estimate may move as if the measurement were so far away, however small it is itself.
+        """
+        column = members_bucket(members)
         old = float(self._seconds[column])
         if not np.isnan(old):
             seconds = min(max(seconds, old / _OUTLIER), max(old * _OUTLIER, old + step))
             seconds = old + _SMOOTHING * (seconds - old)
         self._seconds[column] = seconds = max(seconds, 0.0)
-        if not abs(seconds - self._news[column]) <= _MOVED * self._news[column]:  # also where it is NaN
-            self._news[column] = seconds
-            self.version += 1
+        if abs(seconds - self._news[column]) <= _MOVED * self._news[column]:  # never where it is NaN
+            return False
+        self._news[column] = seconds
+        return True
 
     def of(self, members: int) -> float:
         """The expected seconds."""
-        known = self._seconds[_column(members) :: -1]
+        known = self._seconds[members_bucket(members) :: -1]
         known = known[~np.isnan(known)]
         return float(known[0]) if len(known) else 0.0
 
 
-def _column(members: int) -> int:
+def members_bucket(members: int) -> int:
+    """Rounds of one bucket of members are held to be alike."""
     return int(_COLUMNS[min(members, len(_COLUMNS) - 1)])

@@ -46,6 +46,7 @@ class CostTable:
         self._shares = np.ones(len(COST_BUCKETS))  # the same as it was drawn, with what is borrowed
         self._mixtures: dict[tuple[int, bytes], tuple[FloatArray, FloatArray]] = {}  # follow from curves and shares
         self._drafting = ByMembers()  # what drafting adds on the device, whatever is verified
+        self.host_version = 0  # changes when the host takes longer, or less long, than it did
         self._host = {drafting: ByMembers() for drafting in (False, True)}
 
     def observe(self, rows: int, distinct: int, context: int, seconds: float, drafted_for: int = 0) -> None:
@@ -70,12 +71,7 @@ class CostTable:
 
     def observe_host(self, members: int, drafting: bool, seconds: float) -> None:
         """The host took `seconds` for a round. drafting: whether drafters ran."""
-        self._host[drafting].observe(members, seconds)
-
-    @property
-    def host_version(self) -> int:
-        """Changes when the host takes longer or less long than it did."""
-        return sum(seconds.version for seconds in self._host.values())
+        self.host_version += self._host[drafting].observe(members, seconds)
 
     def drafting(self, members: int) -> float:
         """Seconds that drafting adds to a round on the device."""

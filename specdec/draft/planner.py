@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from specdec.arrays import BoolArray, FloatArray, IntArray, share_evenly
+from specdec.draft.by_members import members_bucket
 from specdec.draft.calibration import Calibration
 from specdec.draft.cost import CostTable
 from specdec.draft.forecast import Forecast
@@ -97,11 +98,12 @@ class Planner:
         self._wider: dict[tuple[int, bool], IntArray] = {}
         self._trial = 0  # rounds that drafters are still tried for
         self._saved = math.inf  # seconds that trials may take
+        self._plain = 0.0  # seconds of a plain round, as it was last weighed
         self._cost = 0.0  # of a round with drafters that verifies nothing, over a plain one: seconds
         self._plain_trial = 0  # rounds that plain decoding is still tried for
         self._since_plain = 0  # rounds since then in which it was not clear that drafting pays
         self._fresh = False  # whether a sequence has come since the last decision
-        # of the rounds for which drafting was found not to pay: members, and what was known of the host
+        # of the rounds for which drafting was found not to pay: the bucket of their members, and what was known of the host
         self._resting: tuple[int, int] | None = None
         self._told: FloatArray | None = None
         self._drafters = bool(len(priors))
@@ -133,26 +135,29 @@ class Planner:
             chunk_rows: prompt rows that the round computes anyway.
             context: tokens of the longest member.
         """
-        nodes, most = np.minimum(most, 1), np.minimum(most, self.max_nodes)
+        nodes = np.minimum(most, 1)
+        resting = members_bucket(len(slots)), self.costs.host_version
+        if self._resting == resting and not self._may_try():  # nothing was learned since that was found
+            self._save(self._plain)
+            return Budgets(nodes, np.ones(len(slots)), 0.0, False)
+        most = np.minimum(most, self.max_nodes)
         room = self._max_rows - int(nodes.sum())
         if not self._drafters or room <= 0 or most.max() <= 1:
             return Budgets(nodes, np.ones(len(slots)), 0.0, False)
         if not self._adaptive:
             return Budgets(nodes + share_evenly(most - nodes, room), np.ones(len(slots)), 0.0, True)
-        return self._weigh(slots, most, nodes, chunk_rows, context)
+        budgets, pays = self._weigh(slots, most, nodes, chunk_rows, context)
+        self._resting = None if budgets.drafting or pays else resting
+        return budgets
 
-    def _weigh(self, slots: IntArray, most: IntArray, nodes: IntArray, chunk_rows: int, context: int) -> Budgets:
-        """The number of drafts, of all members together, that promises the most tokens per second.
+    def _weigh(self, slots: IntArray, most: IntArray, nodes: IntArray, chunk_rows: int, context: int) -> tuple[Budgets, bool]:
+        """The number of drafts, of all members together, that promises the most tokens per second, and whether that pays.
 
         This runs before every round, on a small model within 0.5 ms. So it looks at few numbers, in few calls.
         """
         trees, members = int(nodes.sum()), len(slots)
         base, room = chunk_rows + trees, self._max_rows - trees
-        plain = self.costs.without_drafting(base, members, context)
-        resting = members, self.costs.host_version
-        if self._resting == resting and not self._may_try():  # nothing was learned since that was found
-            self._save(plain)
-            return Budgets(nodes, np.ones(members), 0.0, False)
+        self._plain = plain = self.costs.without_drafting(base, members, context)
         order, gains = self._best(slots, most, room)
         best, filled = 0, 0
         asked = max(float(self.costs.with_drafting(np.array([base]), np.array([base]), members, context)[0]), plain)
@@ -168,8 +173,7 @@ class Planner:
                 rate, distinct = float(rates_K[place]), float(distinct_K[place])
                 best, filled = int(counts[place]), int(filled_K[place])
         if not self._drafts(rate * plain / trees if best else 0.0, asked - plain, plain):
-            self._resting = None if best else resting
-            return Budgets(nodes, np.ones(members), 0.0, False)
+            return Budgets(nodes, np.ones(members), 0.0, False), best > 0
         least = _LEAST  # where nothing is verified, all that is offered is told, so that it is known what would pay
         if self._buckets is None:  # what is not found takes no row
             nodes = nodes + share_evenly(np.maximum(most - 1, 0), room) * self._forecast.known(slots)
@@ -177,7 +181,7 @@ class Planner:
         elif best:
             nodes = nodes + np.bincount(order[:filled] // OFFERED, minlength=members)
             least = self._least(rate, base + best, distinct, members, context)
-        return Budgets(nodes, self._habits.odds(slots), least, True)
+        return Budgets(nodes, self._habits.odds(slots), least, True), best > 0
 
     def _best(self, slots: IntArray, most: IntArray, room: int) -> tuple[IntArray, FloatArray]:
         """The drafts that are the likeliest to survive, as places in [M, OFFERED], and how likely; none that is worth no
@@ -210,7 +214,7 @@ class Planner:
             cost: seconds that drafters add where nothing is verified.
             plain: seconds of a plain round.
         """
-        self._cost, self._resting = cost, None
+        self._cost = cost
         if lead or cost < _TRIALS * plain:
             self._trial, self._fresh = 0, False
             self._saved += (plain + cost) * (lead - 1.0) * _EARNED if lead else math.inf

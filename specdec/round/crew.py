@@ -60,6 +60,17 @@ class Crew:
             if getattr(drafter, "shared_names", ()):
                 drafter.forget()  # type: ignore[attr-defined]
 
+    def prepare(self) -> None:
+        """The next round asks them."""
+        for number, drafter in list(self._working.items()):
+            try:
+                if prepare := getattr(drafter, "prepare", None):
+                    prepare()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                self._dismiss(number)
+
     def draft(self, view: DraftView) -> Iterator[tuple[int, Drafts]]:
         """The place of each drafter that works, and what it offers."""
         for number, drafter in list(self._working.items()):

@@ -177,6 +177,8 @@ class Round:
     @torch.inference_mode()
     def enqueue(self, plan: RoundPlan) -> None:
         """One more round. Between two rounds of a small model there is time for little more than this."""
+        if plan.drafting:
+            self.drafting.crew.prepare()
         shape, firsts = self._tables.put(plan)
         recorded = shape in self.graphs
         self._turn += 1

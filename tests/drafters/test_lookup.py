@@ -168,7 +168,7 @@ def test_answers_are_learned_from_where_that_is_allowed() -> None:
 def test_what_is_forgotten_is_not_drafted(few: int) -> None:
     found, response = Desk("suffix"), sample(3, 50, 10**6)
     found.answers(response)
-    found.drafter.leave(1, response)  # learned when the next one enters
+    found.drafter.leave(1, response)  # learned when it is asked next
     found.drafting.crew.forget()
     found.enter(0, [2_000_000, *response[:5]])
     assert found.paths() == []
@@ -195,7 +195,7 @@ def test_the_oldest_answers_make_room_and_no_more_is_kept(few: int) -> None:
         assert len(found.drafter._corpus_C) == few
 
 
-def test_answers_that_nobody_came_after_are_bounded_too(few: int) -> None:
+def test_answers_after_which_nobody_asked_are_bounded_too(few: int) -> None:
     found, responses = Desk("suffix"), [sample(seed, 70, 10**6) for seed in range(20)]
     for response in responses:
         found.drafter.leave(0, response)

@@ -25,7 +25,7 @@ class PlainSearch:
         if output:
             self._pending += [*output, -1]
 
-    def enter(self) -> None:
+    def prepare(self) -> None:
         self._corpus = [*self._corpus, *self._pending][-self._bound :]
         self._pending = []
 
@@ -70,9 +70,9 @@ def test_a_plain_search_finds_the_same_whoever_comes_and_goes(seed: int, few: in
             found.grow(slot, [rng.randrange(2 + seed) for _ in range(rng.randrange(1, 9))])
         else:
             prompt, prediction = [*words(40), 0], words(40) if rng.random() < 0.5 else []
-            plain.enter()
             found.enter(slot, prompt, prediction)
             references[slot] = [*prompt[-LONGEST_MATCH:], *prediction] if prediction else []
+        plain.prepare()
         for known, reference in references.items():
             paths = found.paths(known)
             assert len(set(paths)) == len(paths), "no path twice"
