@@ -22,20 +22,25 @@ from specdec.draft.forecast import Forecast
 from specdec.draft.habits import Habits
 from specdec.kernels.tree_select import OFFERED
 
-# A draft that is left out is not lost: the next round offers it again, with more evidence. So drafts count for less than what
-# they give. The best value lies between 0.6 and 0.85 for three tables of costs (same simulation as in `forecast.py`), and more
-# makes more requests lose.
+# A draft that is left out is not lost: the next round offers it again, with more evidence. So where rows are weighed against
+# each other, drafts count for less than what they give. The best value lies between 0.6 and 0.85 for three tables of costs
+# (same simulation as in `forecast.py`), and more makes more requests lose.
 _VALUE = 0.7
+# Against a plain round they count for nearly all of it. This, the trials below and how long they are: fitted in a simulation of
+# traffic, 336 answers of SmolLM2-135M-Instruct at 1, 8, 32 and 128 in flight, with costs of an H200 whose host is as fast as it
+# was measured, or half as fast. The best are within a percent of each other.
+_WHOLE = 0.9
 _MARGIN = 1.01  # by so much a dearer round must promise to be better: medians of rounds differ by as much from minute to minute
 # Where drafting does not pay, it stops. It is tried again for a few rounds, also when a new sequence has come, whenever rounds
 # without it have made up for that: trials take this share of the time, a tenth of what is lost where nothing matches at all.
 # Part of what drafting has gained may go there too, so that it is found back soon where it pays now and then.
 _TRIALS = 0.01
-_EARNED = 0.3  # not fitted
-_TRIAL = 4  # rounds: two to learn what a sequence's drafters offer, and two more
+_EARNED = 0.3
+_TRIAL = 2  # rounds: so many teach what a sequence's drafters offer
 # Where drafting pays, plain rounds are tried as well, for the same share of the time, unless it is clear: what they cost is not
 # known any more once they do not run. Not fitted: estimates of a round are off by less than half.
 _CLEAR = 1.5  # times as fast as plain decoding
+_PLAIN_TRIAL = 4  # rounds: what the host takes is known from the third of a kind on, see `specdec.round.underway`
 _SPACING = 16  # rounds between such trials, at least
 _LEAST, _MOST = 0.02, 0.95  # of the survival that is worth a row
 _NEWS = 0.02  # chances that moved less are not told again
@@ -103,8 +108,9 @@ class Planner:
         self._plain_trial = 0  # rounds that plain decoding is still tried for
         self._since_plain = 0  # rounds since then in which it was not clear that drafting pays
         self._fresh = False  # whether a sequence has come since the last decision
-        # of the rounds for which drafting was found not to pay: the bucket of their members, and what was known of the host
-        self._resting: tuple[int, int] | None = None
+        # of the rounds for which drafting was found not to pay: the bucket of their members, and what was known
+        self._resting: tuple[int, int, int] | None = None
+        self._num_seen = 0  # rounds with drafters whose outcome is known
         self._told: FloatArray | None = None
         self._drafters = bool(len(priors))
         self._learned = True  # since the chances were asked for
@@ -136,7 +142,7 @@ class Planner:
             context: tokens of the longest member.
         """
         nodes = np.minimum(most, 1)
-        resting = members_bucket(len(slots)), self.costs.host_version
+        resting = members_bucket(len(slots)), self.costs.host_version, self._num_seen
         if self._resting == resting and not self._may_try():  # nothing was learned since that was found
             self._save(self._plain)
             return Budgets(nodes, np.ones(len(slots)), 0.0, False)
@@ -159,20 +165,22 @@ class Planner:
         base, room = chunk_rows + trees, self._max_rows - trees
         self._plain = plain = self.costs.without_drafting(base, members, context)
         order, gains = self._best(slots, most, room)
-        best, filled = 0, 0
+        best, filled, lead = 0, 0, 0.0
         asked = max(float(self.costs.with_drafting(np.array([base]), np.array([base]), members, context)[0]), plain)
         rate, distinct = trees / asked, float(base)
         if len(order):
             counts = self._counts(trees, len(order), bool(chunk_rows))
             filled_K = np.minimum(counts, len(order))
             distinct_K = (base + np.cumsum(self._forecast.there(slots).ravel()[order]))[filled_K - 1]
-            tokens_K = (trees + _VALUE * np.cumsum(gains))[filled_K - 1]
-            rates_K = tokens_K / np.maximum(self.costs.with_drafting(base + counts, distinct_K, members, context), asked)
+            gains_K = np.cumsum(gains)[filled_K - 1]
+            seconds_K = np.maximum(self.costs.with_drafting(base + counts, distinct_K, members, context), asked)
+            rates_K = (trees + _VALUE * gains_K) / seconds_K
             place = int(rates_K.argmax())
-            if rates_K[place] > max(_MARGIN * trees / plain, rate):
+            lead = float(trees + _WHOLE * gains_K[place]) / float(seconds_K[place]) * plain / trees
+            if lead > _MARGIN and rates_K[place] > rate:
                 rate, distinct = float(rates_K[place]), float(distinct_K[place])
                 best, filled = int(counts[place]), int(filled_K[place])
-        if not self._drafts(rate * plain / trees if best else 0.0, asked - plain, plain):
+        if not self._drafts(lead if best else 0.0, asked - plain, plain):
             return Budgets(nodes, np.ones(members), 0.0, False), best > 0
         least = _LEAST  # where nothing is verified, all that is offered is told, so that it is known what would pay
         if self._buckets is None:  # what is not found takes no row
@@ -234,10 +242,10 @@ class Planner:
         if not self._plain_trial:
             self._since_plain += 1
             # each round of drafting allows for a hundredth of what a plain one takes; each plain one loses what drafting gains
-            due = _TRIAL * (1.0 - 1.0 / lead) / _TRIALS
+            due = _PLAIN_TRIAL * (1.0 - 1.0 / lead) / _TRIALS
             if self._since_plain < max(due, _SPACING):
                 return False
-            self._plain_trial = _TRIAL
+            self._plain_trial = _PLAIN_TRIAL
         self._plain_trial -= 1
         self._since_plain = 0
         return True
@@ -266,6 +274,7 @@ class Planner:
         """What became of a round's drafts, and what was offered."""
         if not self._adaptive or not len(seen.slots):
             return
+        self._num_seen += 1
         only_offered_M = (seen.drafted == 0) & (seen.offers >= 0)
         slots, kinds, right = seen.slots[only_offered_M], seen.offers[only_offered_M], seen.offered[only_offered_M]
         if seen.drafted.any():
