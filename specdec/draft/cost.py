@@ -31,7 +31,7 @@ _SMOOTHING = 0.1  # weight of a new measurement
 _DRIFT = 0.02  # an estimate that moves less leaves the curves, and the shares of repeats, as they are
 _OUTLIER = 2.0  # a measurement moves an estimate as if it were at most this factor away
 _FLOOR = 0.25  # of a round is not drafting, whatever that takes on average
-_STEP = 0.1  # of a round: so much more than was known may drafting take at once
+_TOLD = 3  # rounds, before what the host takes for such is known: the median of fewer may be an outlier
 _TELLING = 0.05  # of a row's cost: smaller differences between two rounds tell nothing about repeats
 
 
@@ -47,7 +47,7 @@ class CostTable:
         self._mixtures: dict[tuple[int, bytes], tuple[FloatArray, FloatArray]] = {}  # follow from curves and shares
         self._drafting = ByMembers()  # what drafting adds on the device, whatever is verified
         self.host_version = 0  # changes when the host takes longer, or less long, than it did
-        self._host = {drafting: ByMembers() for drafting in (False, True)}
+        self._host = {drafting: ByMembers(least=_TOLD) for drafting in (False, True)}
 
     def observe(self, rows: int, distinct: int, context: int, seconds: float, drafted_for: int = 0) -> None:
         """A round took the device `seconds`.
@@ -65,9 +65,9 @@ class CostTable:
         elif self._known:
             self._observe_repeats(rows, distinct, context, seconds)
 
-    def observe_drafting(self, members: int, seconds: float, whole: float = 0.0) -> None:
-        """Drafting added so much to a round that takes `whole` without it."""
-        self._drafting.observe(members, seconds, _STEP * whole)
+    def observe_drafting(self, members: int, seconds: float) -> None:
+        """Drafting added so much to a round."""
+        self._drafting.observe(members, seconds)
 
     def observe_host(self, members: int, drafting: bool, seconds: float) -> None:
         """The host took `seconds` for a round. drafting: whether drafters ran."""

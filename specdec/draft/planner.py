@@ -40,7 +40,6 @@ _TRIAL = 2  # rounds: so many teach what a sequence's drafters offer
 # Where drafting pays, plain rounds are tried as well, for the same share of the time, unless it is clear: what they cost is not
 # known any more once they do not run. Not fitted: estimates of a round are off by less than half.
 _CLEAR = 1.5  # times as fast as plain decoding
-_PLAIN_TRIAL = 4  # rounds: what the host takes is known from the third of a kind on, see `specdec.round.underway`
 _SPACING = 16  # rounds between such trials, at least
 _LEAST, _MOST = 0.02, 0.95  # of the survival that is worth a row
 _NEWS = 0.02  # chances that moved less are not told again
@@ -242,10 +241,10 @@ class Planner:
         if not self._plain_trial:
             self._since_plain += 1
             # each round of drafting allows for a hundredth of what a plain one takes; each plain one loses what drafting gains
-            due = _PLAIN_TRIAL * (1.0 - 1.0 / lead) / _TRIALS
+            due = _TRIAL * (1.0 - 1.0 / lead) / _TRIALS
             if self._since_plain < max(due, _SPACING):
                 return False
-            self._plain_trial = _PLAIN_TRIAL
+            self._plain_trial = _TRIAL
         self._plain_trial -= 1
         self._since_plain = 0
         return True

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence as SequenceOf
 
@@ -19,7 +20,7 @@ from specdec.engine.output import (
     read_logprobs,
     tell_prompt_logprobs,
 )
-from specdec.engine.planning import occupant_of, plan_round
+from specdec.engine.planning import allowed_of, occupant_of, plan_round
 from specdec.engine.scheduler import Scheduler
 from specdec.engine.sequence import NO_SLOT, HostWork, Sequence, Sink, Turn
 from specdec.engine.statistics import EngineStatus, MemberDrafts, count_drafts, count_step, drafts_of
@@ -73,11 +74,10 @@ class Engine:
         self._admission = admission
         self._depth = depth
         self._host_work = host_work
-        self._underway: deque[list[Turn]] = deque()
+        self._underway: deque[tuple[list[Turn], float]] = deque()  # and the seconds that the host took to enqueue them
         self._sequences: dict[str, Sequence] = {}  # touched by the stepping thread only
         self._num_rounds = 0
         self._context = 1  # tokens of the longest sequence of the last round
-        self._reported: tuple[int, int, float, int] | None = None
         self._failure: DeviceError | None = None
         self._wakeup = threading.Condition()
         self._submitted: deque[Sequence] = deque()
@@ -150,6 +150,7 @@ class Engine:
         if self._failure is not None:
             raise self._failure
         self._take_commands()
+        began = time.perf_counter()
         scheduled = self._scheduler.schedule(underway=bool(self._underway))
         self._report()
         turns = scheduled or []
@@ -158,20 +159,27 @@ class Engine:
             return finished
         try:
             if turns:
-                self._enqueue(turns)
+                self._enqueue(turns, began)
             most = self._depth if turns else 0 if scheduled is not None else len(self._underway) - 1
             while len(self._underway) > most:
-                outcome = self._round.collect()
-                self._settle(self._underway.popleft(), outcome)
+                outcome, began = self._round.collect(), time.perf_counter()
+                settled, taken = self._underway.popleft()
+                self._settle(settled, outcome)
+                if self._round.beside_host:
+                    taken += time.perf_counter() - began
+                    self._planner.costs.observe_host(len(outcome.plan), outcome.shape.drafting, taken)
         except Exception as error:
             self._recover(turns, error)
         self._num_rounds += bool(turns)
         return True
 
-    def _enqueue(self, turns: list[Turn]) -> None:
-        """Everything that the device has to know, then the round."""
+    def _enqueue(self, turns: list[Turn], began: float) -> None:
+        """Everything that the device has to know, then the round. The host began with it then; who comes costs what it costs,
+        whatever the round."""
+        began -= time.perf_counter()
         if not self._welcome():
             turns = self._present(turns)
+        began += time.perf_counter()
         if self._host_work:
             turns = self._prepared(turns)
         if not turns:
@@ -191,7 +199,7 @@ class Engine:
             if nodes:
                 sequence.ahead += nodes
                 sequence.trees_underway += 1
-        self._underway.append(turns)
+        self._underway.append((turns, time.perf_counter() - began))
 
     def _prepared(self, turns: list[Turn]) -> list[Turn]:
         """The turns whose host work is done; where it fails, the request fails with it and no other."""
@@ -230,16 +238,11 @@ class Engine:
     def _enter(self, sequence: Sequence, mark: int | None) -> None:
         """A sequence takes its slot on the device."""
         occupant, salt = occupant_of(sequence, mark), sequence.request.cache_salt
-        self._round.enter(sequence.slot, occupant, self._allowed(sequence), salt)
+        self._round.enter(sequence.slot, occupant, allowed_of(sequence, self._names), salt)
         self._planner.enter(sequence.slot, 0.0 if sequence.sampling.greedy else sequence.sampling.temperature)
         if not sequence.admitted:
             sequence.admitted = True
             self.metrics.on_start(sequence)
-
-    def _allowed(self, sequence: Sequence) -> int:
-        """Bits of the drafters that the sequence may use."""
-        wanted = sequence.request.speculation.drafter
-        return sum(1 << bit for bit, name in enumerate(self._names) if wanted in (None, name))
 
     def _settle(self, turns: list[Turn], outcome: Outcome) -> None:
         """Each sequence takes its tokens; those that end leave. What came after an end is void."""
@@ -357,7 +360,7 @@ class Engine:
         Raises:
             DeviceError: the device has failed for good.
         """
-        rounds = dict.fromkeys([*turns, *(turn for round_ in self._underway for turn in round_)])
+        rounds = dict.fromkeys([*turns, *(turn for round_, _ in self._underway for turn in round_)])
         for turn in rounds:
             self._scheduler.settle_marks(turn, kept=False)
         lost = list(dict.fromkeys(turn.sequence for turn in rounds if turn.sequence.epoch == turn.epoch))
@@ -381,10 +384,7 @@ class Engine:
     def _report(self) -> None:
         self.metrics.on_round()
         now = self.status()
-        state = (now.num_running, now.num_waiting, now.pages_used / now.pages_total, now.num_preemptions)
-        if state != self._reported:
-            self._reported = state
-            self.metrics.on_schedule(*state)
+        self.metrics.on_schedule(now.num_running, now.num_waiting, now.pages_used / now.pages_total, now.num_preemptions)
 
     def _take_commands(self) -> None:
         with self._wakeup:

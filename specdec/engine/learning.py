@@ -20,8 +20,6 @@ def learn(planner: Planner, outcome: Outcome, present: BoolArray, context: int) 
     members = len(plan)
     if outcome.drafting_seconds is not None:
         costs.observe_drafting(members, outcome.drafting_seconds)
-    if outcome.host_seconds is not None:
-        costs.observe_host(members, shape.drafting, outcome.host_seconds)
     if outcome.seconds is not None:
         distinct = plan.num_chunk + plan.num_trees + int(outcome.drafted.sum())
         rows = max(shape.chunk + shape.trees, distinct)
@@ -29,7 +27,7 @@ def learn(planner: Planner, outcome: Outcome, present: BoolArray, context: int) 
         if shape.drafting and not verifies and outcome.drafting_seconds is None:
             # such rounds differ in nothing else from those without drafters
             usual = float(costs.seconds(np.array([rows]), np.array([distinct]), context)[0])
-            costs.observe_drafting(members, outcome.seconds - usual, usual)
+            costs.observe_drafting(members, outcome.seconds - usual)
         else:
             costs.observe(rows, distinct, context, outcome.seconds, members if shape.drafting else 0)
     if shape.drafting:

@@ -67,6 +67,7 @@ class EngineMetrics:
         self._answer_sizes = self._histogram("request_generation_tokens", "Tokens emitted for a request", _TOKENS)
         self._whole = self._histogram("e2e_request_latency_seconds", "From submission to the end")
         self._num_preemptions = 0
+        self._state: tuple[int, int, float, int] | None = None  # as it was told last
         self._num_tokens = self._num_prompt_tokens = self._num_passes = 0
         self._counted = 0  # of the tokens, by the counter
         self._uncounted_drafts = 0  # of this round
@@ -89,6 +90,10 @@ class EngineMetrics:
 
     def on_schedule(self, num_running: int, num_waiting: int, cache_usage: float, num_preemptions: int) -> None:
         """The state at the start of a round. `num_preemptions` counts from the engine's start."""
+        state = (num_running, num_waiting, cache_usage, num_preemptions)
+        if state == self._state:
+            return
+        self._state = state
         self._running.set(num_running)
         self._waiting.set(num_waiting)
         self._cache_usage.set(cache_usage)

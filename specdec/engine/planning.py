@@ -26,6 +26,12 @@ def occupant_of(sequence: Sequence, mark: int | None) -> Occupant:
     )
 
 
+def allowed_of(sequence: Sequence, names: SequenceOf[str]) -> int:
+    """Bits of the drafters that a sequence may use."""
+    wanted = sequence.request.speculation.drafter
+    return sum(1 << bit for bit, name in enumerate(names) if wanted in (None, name))
+
+
 def plan_round(turns: SequenceOf[Turn], planner: Planner, scheduler: Scheduler, context: int) -> RoundPlan:
     """Speculation never takes a page from another sequence, and the scheduler has seen to the roots.
 

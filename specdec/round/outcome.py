@@ -36,8 +36,8 @@ class Outcome:
     behind the last and, for kinds, at the root; survivals: float64 [M, O], how likely the best candidates survive, see
     `specdec.kernels.tree_select.Trees`. These four are empty where no drafter ran. shape: of the round, as it
     ran. seconds: what the round took the device; None where that says nothing about others of its kind. drafting_seconds: what
-    drafting took of that, where it is known. host_seconds: what the host takes from one such round to the next, where it is
-    known. chunks_sound: whether the prompt rows of each member are finite; None where there are none.
+    drafting took of that, where it is known. chunks_sound: whether the prompt rows of each member are finite; None where there
+    are none.
     """
 
     plan: RoundPlan
@@ -56,7 +56,6 @@ class Outcome:
     scores: Scores | None = None
     prompt_scores: Scores | None = None
     drafting_seconds: float | None = None
-    host_seconds: float | None = None
     chunks_sound: BoolArray | None = None
 
     @staticmethod
@@ -69,7 +68,6 @@ class Outcome:
         drafting_seconds: float | None = None,
         prompt_scores: Scores | None = None,
         chunks_sound: BoolArray | None = None,
-        host_seconds: float | None = None,
     ) -> "Outcome":
         """From what `specdec.kernels.commit` tells, int64 [members or more, columns], which this may go on using."""
         num_nodes = shape.nodes
@@ -99,7 +97,6 @@ class Outcome:
             prompt_scores=prompt_scores,
             drafting_seconds=drafting_seconds,
             chunks_sound=chunks_sound,
-            host_seconds=host_seconds,
         )
 
 

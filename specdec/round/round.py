@@ -124,6 +124,11 @@ class Round:
         return self.forward.caches
 
     @property
+    def beside_host(self) -> bool:
+        """Whether the device works while the host goes on."""
+        return self._device.type == "cuda"
+
+    @property
     def num_underway(self) -> int:
         """Rounds enqueued whose outcome was not collected yet."""
         return len(self._underway)
@@ -211,17 +216,7 @@ class Round:
         if shape.prompt_scored:
             prompt_scores = self._prompt_scores.read(entry.turn, shape.chunk, entry.plan.chunk_firsts)
         chunks_sound = self._chunks.read(entry.turn, len(entry.plan)) if shape.chunk else None
-        return Outcome.read(
-            told,
-            entry.plan,
-            shape,
-            entry.seconds,
-            scores,
-            entry.drafting_seconds,
-            prompt_scores,
-            chunks_sound,
-            entry.host_seconds,
-        )
+        return Outcome.read(told, entry.plan, shape, entry.seconds, scores, entry.drafting_seconds, prompt_scores, chunks_sound)
 
     def discard(self) -> None:
         """Forget the rounds underway, after one of them failed.

@@ -88,7 +88,7 @@ def test_a_lost_outcome_harms_nobody(stage: Stage, pool: Pool, monkeypatch: Patc
 
     def lost() -> Any:
         seen.append(1)
-        if len(llm.engine._underway[0]) > 1 and len(seen) % 5 == 1:
+        if len(llm.engine._underway[0][0]) > 1 and len(seen) % 5 == 1:
             raise RuntimeError("the outcome is lost")
         return collect()
 

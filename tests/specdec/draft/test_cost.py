@@ -84,9 +84,28 @@ def test_drafting_is_counted_beside_the_rows() -> None:
         table.observe_drafting(1, 0.001)
     assert table.drafting(1) == pytest.approx(0.001, rel=0.01)
     table.observe_drafting(1, 1.0)
-    assert table.drafting(1) < 0.0012, "one that was kept waiting moves little"
+    assert table.drafting(1) == 0.001, "one that was kept waiting counts for nothing"
     table.observe_drafting(1, -1.0)
-    assert table.drafting(1) >= 0.0
+    assert table.drafting(1) == 0.001
+
+
+def test_rounds_follow_each_other_as_fast_as_the_slower_of_host_and_device() -> None:
+    table, rows = measured(), np.array([2, 16])
+    table.observe_drafting(2, 0.003)
+    for drafting, spent in ((False, 0.001), (True, 0.018)):
+        for _ in range(3):
+            table.observe_host(2, drafting, spent)
+    assert table.without_drafting(2, 2, 256) == pytest.approx(cpu_like(2))
+    assert table.with_drafting(rows, rows, 2, 256).tolist() == pytest.approx([0.018, cpu_like(16) + 0.003])
+    before = table.host_version
+    table.observe_host(2, False, 0.050)
+    assert table.host_version == before
+    for _ in range(9):
+        table.observe_host(2, False, 0.050)
+    assert table.host_version == before + 1
+    assert table.without_drafting(2, 2, 256) == 0.050
+    assert table.plain(2, 256) == pytest.approx(cpu_like(2)), "what the device takes is another matter"
+    assert table.without_drafting(1, 1, 256) == pytest.approx(cpu_like(1)), "nothing is known of one member"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

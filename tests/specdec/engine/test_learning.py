@@ -12,9 +12,7 @@ from specdec.round.plan import RoundPlan, RoundShape
 PLAIN, DRAFTED = 0.001, 0.0012
 
 
-def outcome(
-    nodes: list[int], drafting: bool, seconds: float | None, chunk: int = 0, host_seconds: float | None = None
-) -> Outcome:
+def outcome(nodes: list[int], drafting: bool, seconds: float, chunk: int = 0) -> Outcome:
     """Of a round in which nothing was offered."""
     members = len(nodes)
     plan = RoundPlan(
@@ -34,7 +32,7 @@ def outcome(
     told[:, 3] = -1
     if drafting:
         told[:, -OFFERED - most : -OFFERED] = -1
-    return Outcome.read(told, plan, shape, seconds, None, host_seconds=host_seconds)
+    return Outcome.read(told, plan, shape, seconds, None)
 
 
 @pytest.fixture
@@ -67,14 +65,3 @@ def test_rounds_that_do_more_tell_what_rows_cost(planner: Planner, nodes: list[i
     else:  # of rows that were drafted, none was found: all but the roots repeat others
         whole = planner.costs.seconds(np.array([rows]), np.array([2]), 100)
         assert float(whole[0]) == pytest.approx(DRAFTED - 1e-5, rel=0.02)
-
-
-def test_what_the_host_takes_is_learned_by_kind_and_changes_nothing_that_the_device_takes(planner: Planner) -> None:
-    for drafting, seconds in ((False, 5 * PLAIN), (True, 8 * PLAIN)):
-        for _ in range(3):
-            learn(planner, outcome([1, 1], drafting, None, host_seconds=seconds), np.ones(2, np.bool_), 100)
-    two = np.array([2])
-    assert planner.costs.without_drafting(2, 2, 100) == pytest.approx(5 * PLAIN)
-    assert planner.costs.with_drafting(two, two, 2, 100)[0] == pytest.approx(8 * PLAIN)
-    assert planner.costs.plain(2, 100) == pytest.approx(PLAIN)
-    assert planner.costs.without_drafting(1, 1, 100) == pytest.approx(PLAIN), "of one member nothing is known of the host"
