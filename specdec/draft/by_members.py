@@ -23,14 +23,24 @@ class ByMembers:
         self._news = self._medians.copy()  # as they were when they last were news
 
     def observe(self, members: int, seconds: float) -> bool:
-        """It took `seconds` this time. Whether that is news: not known before, or other than it was when it last was news."""
+        """It took `seconds` this time. Whether that is news, see `_tell`."""
         bucket = members_bucket(members)
+        self._measured[bucket].append(seconds)
+        return self._tell(bucket)
+
+    def forget(self, members: int) -> bool:
+        """The oldest measurement is too old to count. Whether that is news."""
+        bucket = members_bucket(members)
+        if self._measured[bucket]:
+            self._measured[bucket].popleft()
+        return self._tell(bucket)
+
+    def _tell(self, bucket: int) -> bool:
+        """Whether this is known now and was not, or the other way round, or is other than it was when it last was news."""
         measured, told = self._measured[bucket], self._news[bucket]
-        measured.append(seconds)
-        if len(measured) < self._least:
-            return False
-        self._medians[bucket] = median = max(sorted(measured)[len(measured) // 2], 0.0)
-        if told is not None and abs(median - told) <= _MOVED * told:
+        median = max(sorted(measured)[len(measured) // 2], 0.0) if len(measured) >= self._least else None
+        self._medians[bucket] = median
+        if median is told or (median is not None and told is not None and abs(median - told) <= _MOVED * told):
             return False
         self._news[bucket] = median
         return True

@@ -31,6 +31,7 @@ _SMOOTHING = 0.1  # weight of a new measurement
 _DRIFT = 0.02  # an estimate that moves less leaves the curves, and the shares of repeats, as they are
 _OUTLIER = 2.0  # a measurement moves an estimate as if it were at most this factor away
 _FLOOR = 0.25  # of a round is not drafting, whatever that takes on average
+_COLD = 2  # rounds: on an H200's host they take half as long again
 _TOLD = 3  # rounds, before what the host takes for such is known: the median of fewer may be an outlier
 _TELLING = 0.05  # of a row's cost: smaller differences between two rounds tell nothing about repeats
 
@@ -46,6 +47,9 @@ class CostTable:
         self._shares = np.ones(len(COST_BUCKETS))  # the same as it was drawn, with what is borrowed
         self._mixtures: dict[tuple[int, bytes], tuple[FloatArray, FloatArray]] = {}  # follow from curves and shares
         self._drafting = ByMembers()  # what drafting adds on the device, whatever is verified
+        self._trial = ByMembers()  # what the host takes for rounds with drafters that have only begun to run
+        self._kind: bool | None = None  # whether drafters ran in the last round
+        self._run = self._run_members = 0  # rounds of that kind, one behind the other, and their members
         self.host_version = 0  # changes when the host takes longer, or less long, than it did
         self._host = {drafting: ByMembers(least=_TOLD) for drafting in (False, True)}
 
@@ -70,8 +74,20 @@ class CostTable:
         self._drafting.observe(members, seconds)
 
     def observe_host(self, members: int, drafting: bool, seconds: float) -> None:
-        """The host took `seconds` for a round. drafting: whether drafters ran."""
-        self.host_version += self._host[drafting].observe(members, seconds)
+        """The host took `seconds` for a round. drafting: whether drafters ran. For every round, in order.
+
+        The first rounds of a kind take longer, so they do not count. A run that is over before that makes what was known older.
+        """
+        if drafting is not self._kind:
+            if self._kind is not None and self._run <= _COLD:
+                self.host_version += self._host[self._kind].forget(self._run_members)
+            self._kind, self._run = drafting, 0
+        self._run += 1
+        self._run_members = members
+        if self._run > _COLD:
+            self.host_version += self._host[drafting].observe(members, seconds)
+        elif drafting:
+            self._trial.observe(members, seconds)
 
     def drafting(self, members: int) -> float:
         """Seconds that drafting adds to a round on the device."""
@@ -80,6 +96,10 @@ class CostTable:
     def without_drafting(self, rows: int, members: int, context: int) -> float:
         """From one round to the next where no drafter runs: seconds."""
         return max(self.plain(rows, context), self._host[False].of(members))
+
+    def trial(self, rows: int, members: int, context: int) -> float:
+        """Seconds of a round in which drafters are only tried."""
+        return max(self.plain(rows, context) + self.drafting(members), self._trial.of(members))
 
     def with_drafting(self, rows: IntArray, distinct: FloatArray | IntArray, members: int, context: int) -> FloatArray:
         """The same where drafters run, of rounds of so many rows."""

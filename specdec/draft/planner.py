@@ -35,11 +35,12 @@ _MARGIN = 1.01  # by so much a dearer round must promise to be better: medians o
 # without it have made up for that: trials take this share of the time, a tenth of what is lost where nothing matches at all.
 # Part of what drafting has gained may go there too, so that it is found back soon where it pays now and then.
 _TRIALS = 0.01
-_EARNED = 0.3
+_EARNED, _FASTER = 0.3, 0.04
 _TRIAL = 2  # rounds: so many teach what a sequence's drafters offer
 # Where drafting pays, plain rounds are tried as well, for the same share of the time, unless it is clear: what they cost is not
 # known any more once they do not run. Not fitted: estimates of a round are off by less than half.
 _CLEAR = 1.5  # times as fast as plain decoding
+_PLAIN_TRIAL = 4  # rounds: what the host takes is known from the third of a kind on
 _SPACING = 16  # rounds between such trials, at least
 _LEAST, _MOST = 0.02, 0.95  # of the survival that is worth a row
 _NEWS = 0.02  # chances that moved less are not told again
@@ -103,6 +104,8 @@ class Planner:
         self._trial = 0  # rounds that drafters are still tried for
         self._saved = math.inf  # seconds that trials may take
         self._plain = 0.0  # seconds of a plain round, as it was last weighed
+        self._extra = 0.0  # of a round with drafts over a plain one, as it was last planned: seconds
+        self._earned = 0.0  # seconds of what drafting has gained that trials may take as well
         self._cost = 0.0  # of a round with drafters that verifies nothing, over a plain one: seconds
         self._plain_trial = 0  # rounds that plain decoding is still tried for
         self._since_plain = 0  # rounds since then in which it was not clear that drafting pays
@@ -179,7 +182,9 @@ class Planner:
             if lead > _MARGIN and rates_K[place] > rate:
                 rate, distinct = float(rates_K[place]), float(distinct_K[place])
                 best, filled = int(counts[place]), int(filled_K[place])
-        if not self._drafts(lead if best else 0.0, asked - plain, plain):
+                self._extra = float(seconds_K[place]) - plain
+        cost = max(self.costs.trial(base, members, context) - plain, 0.0)
+        if not self._drafts(lead if best else 0.0, cost, plain):
             return Budgets(nodes, np.ones(members), 0.0, False), best > 0
         least = _LEAST  # where nothing is verified, all that is offered is told, so that it is known what would pay
         if self._buckets is None:  # what is not found takes no row
@@ -224,7 +229,7 @@ class Planner:
         self._cost = cost
         if lead or cost < _TRIALS * plain:
             self._trial, self._fresh = 0, False
-            self._saved += (plain + cost) * (lead - 1.0) * _EARNED if lead else math.inf
+            self._saved = max(self._saved, self._most_saved)
             return not self._tries_plain(lead)
         if self._trial or self._may_try():
             self._trial = (self._trial or _TRIAL) - 1
@@ -241,10 +246,10 @@ class Planner:
         if not self._plain_trial:
             self._since_plain += 1
             # each round of drafting allows for a hundredth of what a plain one takes; each plain one loses what drafting gains
-            due = _TRIAL * (1.0 - 1.0 / lead) / _TRIALS
+            due = _PLAIN_TRIAL * (1.0 - 1.0 / lead) / _TRIALS
             if self._since_plain < max(due, _SPACING):
                 return False
-            self._plain_trial = _TRIAL
+            self._plain_trial = _PLAIN_TRIAL
         self._plain_trial -= 1
         self._since_plain = 0
         return True
@@ -255,7 +260,9 @@ class Planner:
 
     def _save(self, plain: float) -> None:
         """A round that takes so long goes without drafters."""
-        self._saved = min(self._saved + _TRIALS * plain, self._most_saved)
+        earned = min(self._earned, _FASTER * plain)
+        self._earned -= earned
+        self._saved = min(self._saved + _TRIALS * plain + earned, self._most_saved)
 
     @property
     def _most_saved(self) -> float:
@@ -277,6 +284,8 @@ class Planner:
         only_offered_M = (seen.drafted == 0) & (seen.offers >= 0)
         slots, kinds, right = seen.slots[only_offered_M], seen.offers[only_offered_M], seen.offered[only_offered_M]
         if seen.drafted.any():
+            gained = self._plain * float(seen.accepted.sum()) / len(seen.slots) - self._extra
+            self._earned = max(self._earned + _EARNED * gained, 0.0)
             verified = _verified(seen)
             slots, kinds, right = map(np.concatenate, zip((slots, kinds, right), verified, strict=True))
         if len(kinds):

@@ -51,3 +51,14 @@ def test_news_is_what_becomes_known_or_moves() -> None:
     assert not any(seconds.observe(4, 0.0011) for _ in range(50))
     assert sum(seconds.observe(4, 0.002) for _ in range(50)) == 1
     assert seconds.observe(5, 0.002)
+
+
+def test_fewer_than_the_least_measurements_tell_nothing_and_what_is_forgotten_nothing_either() -> None:
+    seconds = ByMembers(least=3)
+    assert [seconds.observe(4, 0.001), seconds.of(4)] == [False, 0.0]
+    assert [seconds.observe(4, 0.1), seconds.of(4)] == [False, 0.0]
+    assert [seconds.observe(4, 0.002), seconds.of(4)] == [True, 0.002]
+    assert [seconds.forget(4), seconds.of(4)] == [True, 0.0]
+    for _ in range(5):
+        seconds.forget(4)
+    assert seconds.of(4) == 0.0

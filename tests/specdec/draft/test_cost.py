@@ -93,19 +93,30 @@ def test_rounds_follow_each_other_as_fast_as_the_slower_of_host_and_device() -> 
     table, rows = measured(), np.array([2, 16])
     table.observe_drafting(2, 0.003)
     for drafting, spent in ((False, 0.001), (True, 0.018)):
-        for _ in range(3):
-            table.observe_host(2, drafting, spent)
+        for cold in (0.1, 0.1, 0.0, 0.0, 0.0):
+            table.observe_host(2, drafting, spent + cold)
     assert table.without_drafting(2, 2, 256) == pytest.approx(cpu_like(2))
     assert table.with_drafting(rows, rows, 2, 256).tolist() == pytest.approx([0.018, cpu_like(16) + 0.003])
+    assert table.trial(2, 2, 256) == pytest.approx(0.118), "the first rounds of a kind are dearer"
     before = table.host_version
-    table.observe_host(2, False, 0.050)
-    assert table.host_version == before
-    for _ in range(9):
+    for _ in range(12):
         table.observe_host(2, False, 0.050)
     assert table.host_version == before + 1
     assert table.without_drafting(2, 2, 256) == 0.050
     assert table.plain(2, 256) == pytest.approx(cpu_like(2)), "what the device takes is another matter"
     assert table.without_drafting(1, 1, 256) == pytest.approx(cpu_like(1)), "nothing is known of one member"
+
+
+def test_what_the_host_took_long_ago_is_forgotten_while_it_is_only_tried() -> None:
+    table = measured()
+    for _ in range(11):
+        table.observe_host(2, True, 1.0)
+    known = []
+    for _ in range(9):
+        for drafting in (False, False, False, True, True):
+            table.observe_host(2, drafting, 0.001)
+        known.append(float(table.with_drafting(np.array([2]), np.array([2]), 2, 256)[0]) == 1.0)
+    assert known == [True] * 7 + [False] * 2
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
