@@ -37,8 +37,8 @@ _MARGIN = 1.01  # by so much a dearer round must promise to be better: medians o
 _TRIALS = 0.01
 _EARNED, _FASTER = 0.3, 0.04
 _TRIAL = 2  # rounds: so many teach what a sequence's drafters offer
-# Where drafting pays, plain rounds are tried as well, for the same share of the time, unless it is clear: what they cost is not
-# known any more once they do not run. Not fitted: estimates of a round are off by less than half.
+# Where drafting pays and the host would set the pace of plain rounds, these are tried as well, for the same share of the time,
+# unless it is clear: what they take the host is not known any more once they do not run, and varies by half within minutes.
 _CLEAR = 1.5  # times as fast as plain decoding
 _PLAIN_TRIAL = 4  # rounds: what the host takes is known from the third of a kind on
 _SPACING = 16  # rounds between such trials, at least
@@ -184,7 +184,8 @@ class Planner:
                 best, filled = int(counts[place]), int(filled_K[place])
                 self._extra = float(seconds_K[place]) - plain
         cost = max(self.costs.trial(base, members, context) - plain, 0.0)
-        if not self._drafts(lead if best else 0.0, cost, plain):
+        paced = plain > self.costs.plain(base, context)
+        if not self._drafts(lead if best else 0.0, cost, plain, paced):
             return Budgets(nodes, np.ones(members), 0.0, False), best > 0
         least = _LEAST  # where nothing is verified, all that is offered is told, so that it is known what would pay
         if self._buckets is None:  # what is not found takes no row
@@ -218,19 +219,20 @@ class Planner:
         found: IntArray = counts[: int(counts.searchsorted(most)) + 1]
         return found
 
-    def _drafts(self, lead: float, cost: float, plain: float) -> bool:
+    def _drafts(self, lead: float, cost: float, plain: float, paced: bool) -> bool:
         """Whether drafters run: where they pay, where they cost next to nothing, and where they are tried.
 
         Args:
             lead: how many times as fast as plain decoding drafting promises to be; 0 where it does not pay.
             cost: seconds that drafters add where nothing is verified.
             plain: seconds of a plain round.
+            paced: whether the host sets its pace.
         """
         self._cost = cost
         if lead or cost < _TRIALS * plain:
             self._trial, self._fresh = 0, False
             self._saved = max(self._saved, self._most_saved)
-            return not self._tries_plain(lead)
+            return not (paced and self._tries_plain(lead))
         if self._trial or self._may_try():
             self._trial = (self._trial or _TRIAL) - 1
             self._saved = min(self._saved, self._most_saved) - cost
