@@ -102,7 +102,8 @@ class RoundPlan:
 class RoundShape(NamedTuple):
     """What fixes the shapes and the steps of a round; where rounds are recorded, each of these has a recording.
 
-    nodes: of the largest tree. pages: of the longest member. lists: entries of the lists of biases. keepers: whatever drafters
+    nodes: of the largest tree. pages: of the longest member. truncated: tree rows that a filter truncates, where a recording
+    looks for their nucleus. lists: entries of the lists of biases. keepers: whatever drafters
     keep that shapes depend on. prompt_scored: whether it tells log probabilities of the prompts that it reads.
     """
 
@@ -115,6 +116,7 @@ class RoundShape(NamedTuple):
     tree_members: int
     drafting: bool = False
     nucleus: Nucleus = Nucleus.NONE
+    truncated: int = 0
     edited: bool = False
     scored: bool = False
     restricted: bool = False

@@ -51,6 +51,7 @@ from specdec.round.underway import RoundsUnderway, Underway
 
 TURNS_KEPT = 4  # outcomes in the ring, more than are ever underway
 GRAPH_CHUNK = 1024  # prompt rows of a round that is worth a graph
+_FIXED = (Nucleus.NARROW, Nucleus.WIDE)  # of recordings
 _SCORED_ROWS = 64  # prompt rows whose logits are there at once: 64 MB for a vocabulary of 250,000
 
 
@@ -107,7 +108,8 @@ class Round:
         recorded = min(chunk, GRAPH_CHUNK)
         self.stand_ins = StandIns(self.graphs, most_members=members, most_pages=slots.max_pages, most_chunk=recorded)
         self._tables = Tables(
-            lambda plan: self.shape_of(plan),
+            self.shape_of,
+            self._fits,
             self.stand_ins,
             members=members,
             chunk=chunk,
@@ -256,6 +258,7 @@ class Round:
             tree_members=members_bucket(plan.num_trees, self.fixed_shapes),
             drafting=plan.drafting and trees > 0,
             nucleus=nucleus,
+            truncated=min(power_of_two(self._truncated(plan, trees)), trees) if nucleus in _FIXED else 0,
             edited=Needs.EDITED in needs,
             scored=Needs.SCORED in needs,
             restricted=Needs.RESTRICTED in needs and plan.drafting,
@@ -263,6 +266,15 @@ class Round:
             keepers=self.drafting.crew.shapes,
             prompt_scored=bool(chunk) and bool((slots.needs[plan.slots[plan.chunks > 0]] & Needs.PROMPT_SCORED).any()),
         )
+
+    def _truncated(self, plan: RoundPlan, trees: int) -> int:
+        """Of so many tree rows, those that a filter truncates."""
+        return int(plan.rows(trees)[(self.slots.needs[plan.slots] & Needs.TRUNCATED) != 0].sum())
+
+    def _fits(self, plan: RoundPlan, shape: RoundShape) -> bool:
+        """Whether a shape with more tree rows than a plan asks for holds it: they are shared out among its trees."""
+        truncated = self._truncated(plan, shape.trees) if shape.truncated else 0
+        return int(plan.rows(shape.trees).max()) <= shape.nodes and truncated <= shape.truncated
 
     def page_bucket(self, count: int, members: int) -> int:
         """Pages of a round's tables where its longest member holds `count`."""
@@ -339,6 +351,7 @@ class Round:
                 logits_TV=logits_TV,
                 sampling=sampling,
                 nucleus=shape.nucleus,
+                truncated=shape.truncated,
                 verified=verified,
                 laws_MLV=laws_MLV,
             )

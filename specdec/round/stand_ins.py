@@ -84,6 +84,7 @@ class StandIns:
                             members=members,
                             chunk=chunk,
                             trees=members * rows,
+                            truncated=members * rows if alone.truncated else 0,
                             chunk_members=int(chunk > 0),
                             tree_members=members,
                         )
@@ -114,6 +115,7 @@ class StandIns:
                 and shape.trees >= wanted.trees
                 and shape.chunk >= wanted.chunk
                 and shape.nodes >= wanted.nodes
+                and shape.truncated >= wanted.truncated
                 and shape.pages >= wanted.pages
                 and shape.chunk + shape.trees <= _ROOM * rows
                 and shape.members <= _ROOM * wanted.members
@@ -143,6 +145,7 @@ class StandIns:
             pages=pages,
             chunk_members=min(wanted.chunk_members, 1),  # most often one prompt is read beside answers
             tree_members=members if trees else 0,
+            truncated=min(power_of_two(2 * wanted.truncated), trees) if wanted.truncated else 0,
         )
 
 
@@ -157,6 +160,7 @@ def _kind(shape: RoundShape) -> RoundShape:
         pages=0,
         chunk_members=0,
         tree_members=0,
+        truncated=0,
     )
 
 

@@ -15,6 +15,7 @@ class Tables:
 
     Args:
         shape_of: the smallest shape that holds a plan.
+        fits: whether a larger one does.
         stand_ins: say what it runs as.
         members, chunk: the most of a round, as buckets.
         spare: the slot of members that are padding.
@@ -25,6 +26,7 @@ class Tables:
     def __init__(
         self,
         shape_of: Callable[[RoundPlan], RoundShape],
+        fits: Callable[[RoundPlan, RoundShape], bool],
         stand_ins: StandIns,
         *,
         members: int,
@@ -34,6 +36,7 @@ class Tables:
         device: torch.device,
     ) -> None:
         self._shape_of = shape_of
+        self._fits = fits
         self.stand_ins = stand_ins
         self._spare = spare
         size = PlanTables.size(members, chunk, MOST_TREE_ROWS)
@@ -55,7 +58,7 @@ class Tables:
         if same and self._last[0] is self._last[1]:
             return self._last[1:]
         wanted = self._last[0] if same else self._shape_of(plan)
-        shape = self.stand_ins.choose(wanted, lambda larger: int(plan.rows(larger.trees).max()) <= larger.nodes)
+        shape = self.stand_ins.choose(wanted, lambda larger: self._fits(plan, larger))
         if same and shape == self._last[1]:
             return self._last[1:]
         self.send(plan, shape)

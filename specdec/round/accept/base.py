@@ -23,9 +23,10 @@ class Verification:
     """What a rule decides from.
 
     rows, layout: the tree rows, and who brings them. logits_TV: float32, contiguous, edited. sampling, nucleus: how tokens are
-    drawn. verified: what the nodes were chosen from; None where no drafter ran. laws_MLV: float32, where a drafter *sampled*:
-    [m, c + 1] is the distribution that the children of candidate c were drawn from without replacement, [m, 0] the root's;
-    zero where children are a fixed choice, and None where all are.
+    drawn. truncated: rows that a filter truncates, at most; 0: any number. verified: what the nodes were chosen from; None
+    where no drafter ran. laws_MLV: float32, where a drafter *sampled*: [m, c + 1] is the distribution that the children of
+    candidate c were drawn from without replacement, [m, 0] the root's; zero where children are a fixed choice, and None where
+    all are.
     """
 
     rows: TreeRows
@@ -33,6 +34,7 @@ class Verification:
     logits_TV: Tensor
     sampling: Sampling
     nucleus: Nucleus
+    truncated: int = 0
     verified: Verified | None = None
     laws_MLV: Tensor | None = None
 

@@ -37,7 +37,9 @@ class Rejection:
         """See `AcceptanceRule.accept`."""
         trees = RuleTrees.of(verification.rows, verification.layout, verification.verified)
         sampling = verification.sampling
-        p_TV, settled_T = probabilities(verification.logits_TV, verification.rows, sampling, verification.nucleus)
+        p_TV, settled_T = probabilities(
+            verification.logits_TV, verification.rows, sampling, verification.nucleus, verification.truncated
+        )
         q_TV = trees.laws(verification, p_TV)
         uniforms_MN = _uniforms(trees, sampling.keys.seeds_S)
         last_M, weights_MV = walk(trees, p_TV, q_TV, uniforms_MN)

@@ -54,7 +54,7 @@ class Drawn:
     settled_T: Tensor | None
 
 
-def draw(logits_TV: Tensor, rows: TreeRows, sampling: Sampling, nucleus: Nucleus) -> Drawn:
+def draw(logits_TV: Tensor, rows: TreeRows, sampling: Sampling, nucleus: Nucleus, most: int = 0) -> Drawn:
     """The target's own token after each tree row.
 
     Args:
@@ -62,17 +62,28 @@ def draw(logits_TV: Tensor, rows: TreeRows, sampling: Sampling, nucleus: Nucleus
         rows: the tree rows.
         sampling: of `rows.texts_T`.
         nucleus: how rows are truncated.
+        most: see `truncated`.
     """
     if nucleus is Nucleus.NONE:
         return Drawn(*gumbel_argmax(logits_TV, sampling.keys, rows.texts_T, rows.positions_T, early=True), None)
-    scores_TV, settled_T = truncated(logits_TV, rows.texts_T, sampling, nucleus)
+    scores_TV, settled_T = truncated(logits_TV, rows.texts_T, sampling, nucleus, most)
     keys = Keys(sampling.keys.seeds_S, sampling.ones_S, sampling.keys.noisy_S)
     tokens_T, _ = gumbel_argmax(scores_TV.contiguous(), keys, rows.texts_T, rows.positions_T)
     return Drawn(tokens_T, logits_TV.amax(dim=-1), settled_T)
 
 
-def truncated(logits_TV: Tensor, owners_T: Tensor, sampling: Sampling, nucleus: Nucleus) -> tuple[Tensor, Tensor | None]:
-    """Logits over temperature, -inf for what the filters drop; and which rows are settled, as in `Drawn`. owners_T: slots."""
+def truncated(
+    logits_TV: Tensor, owners_T: Tensor, sampling: Sampling, nucleus: Nucleus, most: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """Logits over temperature, -inf for what the filters drop; and which rows are settled, as in `Drawn`.
+
+    Args:
+        logits_TV: float32.
+        owners_T: slots.
+        sampling: of all slots.
+        nucleus: how rows are truncated.
+        most: no more rows have a filter that drops anything; 0: any number. Of a few rows among many only these are looked at.
+    """
     scores_TV = logits_TV / sampling.keys.temperatures_S[owners_T, None]
     if nucleus is Nucleus.NONE:
         return scores_TV, None
@@ -80,18 +91,33 @@ def truncated(logits_TV: Tensor, owners_T: Tensor, sampling: Sampling, nucleus: 
         chosen = sampling.truncated_S[owners_T].nonzero()[:, 0]
         scores_TV[chosen] = truncate(scores_TV[chosen], sampling.truncation.of(owners_T[chosen]))
         return scores_TV, None
-    limits, vocab_size = sampling.truncation.of(owners_T), logits_TV.shape[1]
-    left_TV, settled_T = truncate_among(scores_TV, limits, min(NARROW, vocab_size))
+    if not 0 < most < len(scores_TV):
+        return _among(scores_TV, sampling.truncation.of(owners_T), nucleus)
+    # those with filters come first
+    chosen_N = sampling.truncated_S[owners_T].to(torch.int8).sort(descending=True, stable=True).indices[:most]
+    left_NV, settled_N = _among(scores_TV[chosen_N], sampling.truncation.of(owners_T[chosen_N]), nucleus)
+    scores_TV.index_copy_(0, chosen_N, left_NV)
+    if settled_N is None:
+        return scores_TV, None
+    return scores_TV, torch.ones(len(scores_TV), dtype=torch.bool, device=scores_TV.device).index_copy_(0, chosen_N, settled_N)
+
+
+def _among(scores_NV: Tensor, limits: Truncation, nucleus: Nucleus) -> tuple[Tensor, Tensor | None]:
+    """`truncated` for a nucleus that shapes do not depend on."""
+    vocab_size = scores_NV.shape[1]
+    left_NV, settled_N = truncate_among(scores_NV, limits, min(NARROW, vocab_size))
     if nucleus is Nucleus.NARROW:
-        return left_TV, settled_T
-    whole_TV, _ = truncate_among(scores_TV, limits, vocab_size)
-    return torch.where(settled_T[:, None], left_TV, whole_TV), None
+        return left_NV, settled_N
+    whole_NV, _ = truncate_among(scores_NV, limits, vocab_size)
+    return torch.where(settled_N[:, None], left_NV, whole_NV), None
 
 
-def probabilities(logits_TV: Tensor, rows: TreeRows, sampling: Sampling, nucleus: Nucleus) -> tuple[Tensor, Tensor | None]:
+def probabilities(
+    logits_TV: Tensor, rows: TreeRows, sampling: Sampling, nucleus: Nucleus, most: int = 0
+) -> tuple[Tensor, Tensor | None]:
     """The distribution that `draw` draws from after each tree row, float64 [T, V], one-hot where greedy; and which rows are
     settled, as in `Drawn`."""
-    scores_TV, settled_T = truncated(logits_TV, rows.texts_T, sampling, nucleus)
+    scores_TV, settled_T = truncated(logits_TV, rows.texts_T, sampling, nucleus, most)
     best_TV = torch.full_like(scores_TV, -torch.inf).scatter_(1, logits_TV.argmax(dim=-1, keepdim=True), 0.0)
     noisy_T1 = sampling.keys.noisy_S[rows.texts_T, None]
     return torch.where(noisy_T1, scores_TV, best_TV).double().softmax(dim=-1), settled_T

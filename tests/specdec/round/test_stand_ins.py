@@ -8,6 +8,7 @@ import torch
 
 from specdec.round.graphs import Graphs
 from specdec.round.plan import MOST_TREE_ROWS, ROW_BUCKETS, RoundShape, chunk_bucket, power_of_two
+from specdec.round.sample.draw import Nucleus
 from specdec.round.stand_ins import StandIns
 
 
@@ -165,3 +166,19 @@ def test_what_traffic_brings_most_finds_room_that_is_recorded_at_start_up(stand_
             trees = next(bucket for bucket in ROW_BUCKETS if bucket >= members * rows)
             wanted = shape(members, trees, 1 if rows == 1 else 4, pages=12, chunk=chunk, drafting=rows > 1)
             assert run(stand_ins, graphs, wanted) in recorded, wanted
+
+
+def test_rows_with_filters_have_room_in_a_stand_in(graphs: Recorded, stand_ins: StandIns) -> None:
+    def narrow(truncated: int, trees: int = 24) -> RoundShape:
+        return shape(12, trees, 4, nucleus=Nucleus.NARROW, truncated=truncated)
+
+    roomy = stand_ins.choose(narrow(2), always)
+    assert (roomy.trees, roomy.truncated) == (32, 4)
+    graphs.launch(roomy)
+    assert stand_ins.choose(narrow(4), always) == roomy
+    assert stand_ins.choose(narrow(8), always).truncated == 16, "more than that is room for"
+    assert stand_ins.choose(narrow(2), lambda larger: larger != roomy) == narrow(2)
+    assert stand_ins.choose(shape(12, 24, 4), always).nucleus is Nucleus.NONE
+    usual = list(stand_ins.usual(shape(1, 2, 2, nucleus=Nucleus.NARROW, truncated=2)))
+    assert all(found.truncated == found.trees for found in usual)
+    assert all(found.truncated == 0 for found in stand_ins.usual(shape(1, 2, 2)))

@@ -161,6 +161,25 @@ def test_a_row_does_not_feel_its_neighbours(nucleus: Nucleus) -> None:
         assert torch.equal(drawn(alone, mine[:1], nucleus, DraftTree.root(HISTORY[-1])), together[index, :1])
 
 
+@pytest.mark.parametrize("nucleus", [*SURE, Nucleus.NARROW])
+@pytest.mark.parametrize("spare", [0, 1, 7])
+def test_few_rows_with_filters_among_many_are_looked_at_alone(nucleus: Nucleus, spare: int) -> None:
+    names = ["free", "top_p", "greedy", "wide top_p", "hot", "greedy", "free"]
+    slots, logits = slots_of([PARAMS[name] for name in names]), logits_of(len(names) * len(TREE), seed=6)
+    logits[1] = torch.nan  # of a row that may be looked at although it has no filter
+    rows, most = rows_for(slots), 2 * len(TREE) + spare
+    whole, few = draw(logits, rows, slots.sampling, nucleus), draw(logits, rows, slots.sampling, nucleus, most)
+    assert torch.equal(few.tokens_T, whole.tokens_T)
+    assert torch.equal(few.tops_T.nan_to_num(), whole.tops_T.nan_to_num())
+    assert (few.settled_T is None) == (whole.settled_T is None)
+    if few.settled_T is not None and whole.settled_T is not None:
+        assert torch.equal(few.settled_T, whole.settled_T)
+        assert not bool(few.settled_T.all())
+    logits[1] = 0.0
+    p_few, p_whole = (probabilities(logits, rows, slots.sampling, nucleus, count)[0] for count in (most, 0))
+    assert torch.equal(p_few, p_whole)
+
+
 def test_ties_go_to_the_lower_token() -> None:
     logits = torch.zeros(len(TREE), VOCAB)
     assert drawn(slots_of([PARAMS["greedy"]]), logits, Nucleus.NONE).tolist() == [0] * len(TREE)
