@@ -103,8 +103,9 @@ class RoundShape(NamedTuple):
     """What fixes the shapes and the steps of a round; where rounds are recorded, each of these has a recording.
 
     nodes: of the largest tree. pages: of the longest member. truncated: tree rows that a filter truncates, where a recording
-    looks for their nucleus. lists: entries of the lists of biases. keepers: whatever drafters
-    keep that shapes depend on. prompt_scored: whether it tells log probabilities of the prompts that it reads.
+    looks for their nucleus. scored_rows: tree rows whose log probabilities it tells, 0 for all. lists: entries of the lists of
+    biases. keepers: whatever drafters keep that shapes depend on. prompt_scored: whether it tells log probabilities of the
+    prompts that it reads.
     """
 
     members: int
@@ -119,6 +120,7 @@ class RoundShape(NamedTuple):
     truncated: int = 0
     edited: bool = False
     scored: bool = False
+    scored_rows: int = 0
     restricted: bool = False
     lists: int = 0
     keepers: tuple[int, ...] = ()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.arrays import FloatArray
+from specdec.arrays import BoolArray, FloatArray
 from specdec.cache.kinds import Caches
 from specdec.draft.protocol import Drafter, DraftView, ObserveView, Starter
 from specdec.kernels.commit import Verified, commit
@@ -40,7 +40,7 @@ from specdec.round.plan import (
     row_bucket,
 )
 from specdec.round.rows import Entries, lay_out
-from specdec.round.sample.draw import Nucleus
+from specdec.round.sample.draw import Nucleus, first_rows
 from specdec.round.sample.logprobs import log_probs
 from specdec.round.scores import ScoreRing, emitted_tokens
 from specdec.round.slots import Needs, Occupant, Slots
@@ -52,7 +52,6 @@ from specdec.round.underway import RoundsUnderway, Underway
 TURNS_KEPT = 4  # outcomes in the ring, more than are ever underway
 GRAPH_CHUNK = 1024  # prompt rows of a round that is worth a graph
 _FIXED = (Nucleus.NARROW, Nucleus.WIDE)  # of recordings
-_SCORED_ROWS = 64  # prompt rows whose logits are there at once: 64 MB for a vocabulary of 250,000
 
 
 class Round:
@@ -190,6 +189,9 @@ class Round:
         recorded = shape in self.graphs
         self._turn += 1
         entry = Underway(self._turn, plan, shape, firsts)
+        if shape.scored_rows:  # they are told alone
+            rows = np.where(self._members_with(Needs.SCORED, plan), plan.rows(shape.trees), 0)
+            entry.firsts = np.cumsum(rows) - rows
         self._underway.add(entry, recorded)
         started = time.perf_counter()
         self.graphs.launch(shape)
@@ -213,7 +215,8 @@ class Round:
         if not shape.trees:
             told[:] = 0
             told[:, 1] = 1
-        scores = self._scores.read(entry.turn, shape.trees, entry.firsts) if shape.scored and shape.trees else None
+        num = shape.scored_rows or shape.trees
+        scores = self._scores.read(entry.turn, num, entry.firsts) if shape.scored and num else None
         prompt_scores = None
         if shape.prompt_scored:
             prompt_scores = self._prompt_scores.read(entry.turn, shape.chunk, entry.plan.chunk_firsts)
@@ -258,23 +261,30 @@ class Round:
             tree_members=members_bucket(plan.num_trees, self.fixed_shapes),
             drafting=plan.drafting and trees > 0,
             nucleus=nucleus,
-            truncated=min(power_of_two(self._truncated(plan, trees)), trees) if nucleus in _FIXED else 0,
+            truncated=self._rows_with(Needs.TRUNCATED, plan, trees) if nucleus in _FIXED else 0,
             edited=Needs.EDITED in needs,
             scored=Needs.SCORED in needs,
+            scored_rows=self._rows_with(Needs.SCORED, plan, trees) if Needs.SCORED in needs and self.fixed_shapes else 0,
             restricted=Needs.RESTRICTED in needs and plan.drafting,
             lists=slots.list_room,
             keepers=self.drafting.crew.shapes,
             prompt_scored=bool(chunk) and bool((slots.needs[plan.slots[plan.chunks > 0]] & Needs.PROMPT_SCORED).any()),
         )
 
-    def _truncated(self, plan: RoundPlan, trees: int) -> int:
-        """Of so many tree rows, those that a filter truncates."""
-        return int(plan.rows(trees)[(self.slots.needs[plan.slots] & Needs.TRUNCATED) != 0].sum())
+    def _members_with(self, need: Needs, plan: RoundPlan) -> BoolArray:
+        found: BoolArray = (self.slots.needs[plan.slots] & need) != 0
+        return found
+
+    def _rows_with(self, need: Needs, plan: RoundPlan, trees: int) -> int:
+        """Of so many tree rows, those of members with a need, as a bucket."""
+        return min(power_of_two(int(plan.rows(trees)[self._members_with(need, plan)].sum())), trees)
 
     def _fits(self, plan: RoundPlan, shape: RoundShape) -> bool:
         """Whether a shape with more tree rows than a plan asks for holds it: they are shared out among its trees."""
-        truncated = self._truncated(plan, shape.trees) if shape.truncated else 0
-        return int(plan.rows(shape.trees).max()) <= shape.nodes and truncated <= shape.truncated
+        rooms = ((Needs.TRUNCATED, shape.truncated), (Needs.SCORED, shape.scored_rows))
+        return int(plan.rows(shape.trees).max()) <= shape.nodes and all(
+            self._rows_with(need, plan, shape.trees) <= room for need, room in rooms if room
+        )
 
     def page_bucket(self, count: int, members: int) -> int:
         """Pages of a round's tables where its longest member holds `count`."""
@@ -302,7 +312,8 @@ class Round:
             self._chunks.tell(hidden_RE[: shape.chunk], tables.chunk_members_C, shape.members, self._turns_1)
         accepted = None
         if shape.prompt_scored:
-            self._score_prompts(tables, hidden_RE[: shape.chunk])
+            tokens_C = self.slots.texts.tokens_SL[tables.chunk_slots_C, tables.chunk_positions_C + 1].long()
+            self._prompt_scores.score_prompts(self.forward.logits, hidden_RE[: shape.chunk], tokens_C, self._turns_1)
         if shape.trees:
             accepted = self._accept(shape, tables, tree_rows, hidden_RE, verified, laws)
         observed = ObserveView(view=view, rows=rows, trees=tree_rows, hidden=captured, accepted=accepted)
@@ -340,7 +351,10 @@ class Round:
     ) -> Accepted:
         """Logits of the tree rows, as requests want them edited; then the rule's decision."""
         logits_TV = self.forward.logits(hidden_RE[shape.chunk :])
-        logs_TV = log_probs(logits_TV) if shape.scored else None  # before they are edited
+        wanted: slice | Tensor = slice(None)
+        if shape.scored_rows:
+            wanted = first_rows(self.slots.sampling.scored_S[rows.texts_T], shape.scored_rows)
+        logs_NV = log_probs(logits_TV[wanted]) if shape.scored else None  # before they are edited
         sampling = self.slots.sampling
         if shape.edited:
             edit_logits(logits_TV, rows, sampling.edits)
@@ -356,18 +370,10 @@ class Round:
                 laws_MLV=laws_MLV,
             )
         )
-        if logs_TV is not None:
-            tokens_T = emitted_tokens(accepted, tables.layout.nodes_M > 0, len(logs_TV)).clamp(0, logs_TV.shape[1] - 1)
-            self._scores.tell([self._scores.score(logs_TV, tokens_T)], self._turns_1)
+        if logs_NV is not None:
+            tokens_T = emitted_tokens(accepted, tables.layout.nodes_M > 0, len(logits_TV)).clamp(0, logs_NV.shape[1] - 1)
+            self._scores.tell([self._scores.score(logs_NV, tokens_T[wanted])], self._turns_1)
         return accepted
-
-    def _score_prompts(self, tables: PlanTables, hidden_CE: Tensor) -> None:
-        """Log probabilities of the token after each prompt row, a few rows at a time: logits of all would fill gigabytes."""
-        ring = self._prompt_scores
-        tokens_C = self.slots.texts.tokens_SL[tables.chunk_slots_C, tables.chunk_positions_C + 1].long()
-        pieces = zip(torch.split(hidden_CE, _SCORED_ROWS), torch.split(tokens_C, _SCORED_ROWS), strict=True)
-        scored = [ring.score(log_probs(self.forward.logits(hidden_PE)), tokens_P) for hidden_PE, tokens_P in pieces]
-        ring.tell(scored, self._turns_1)
 
     @contextmanager
     def staying(self) -> Iterator[None]:

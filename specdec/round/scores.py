@@ -5,7 +5,7 @@ Legend of shape suffixes: N rows, T tree rows, V vocabulary, K most likely token
 is kept, X entries of a round.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,9 @@ from specdec.kernels.commit import tell
 from specdec.kernels.tree_walk import Accepted
 from specdec.request import MAX_TOP_LOGPROBS
 from specdec.round.outcome import Scores
-from specdec.round.sample.logprobs import read_logs
+from specdec.round.sample.logprobs import log_probs, read_logs
+
+_ROWS = 64  # prompt rows whose logits are there at once: 64 MB for a vocabulary of 250,000
 
 
 class Scored(NamedTuple):
@@ -54,6 +56,14 @@ class ScoreRing:
         own_N, top_tokens_NK, top_logs_NK = read_logs(logs_NV, tokens_N, self._top)
         ranks_N = (logs_NV > own_N[:, None]).sum(1) + 1
         return Scored(torch.cat((own_N[:, None], top_logs_NK), 1), torch.cat((ranks_N[:, None], top_tokens_NK), 1))
+
+    def score_prompts(self, logits: Callable[[Tensor], Tensor], hidden_CE: Tensor, tokens_C: Tensor, turns_1: Tensor) -> None:
+        """Within a round: of the token after each prompt row, a few rows at a time: logits of all would fill gigabytes.
+
+        logits: of some rows' hidden states.
+        """
+        pieces = zip(torch.split(hidden_CE, _ROWS), torch.split(tokens_C, _ROWS), strict=True)
+        self.tell([self.score(log_probs(logits(hidden_PE)), tokens_P) for hidden_PE, tokens_P in pieces], turns_1)
 
     def tell(self, pieces: Sequence[Scored], turns_1: Tensor) -> None:
         """Within a round: of all its rows, piece by piece."""

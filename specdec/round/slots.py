@@ -96,14 +96,14 @@ class Slots:
             zeros(4, size, dtype=torch.float32),
             zeros(2, size, dtype=torch.float64),
         )
-        self._bools_FS = zeros(3, size, dtype=torch.bool)
+        self._bools_FS = zeros(4, size, dtype=torch.bool)
         seeds_S, top_k_S, sizes_S, self.allowed_S = self._ints_FS
         temperatures_S, repetition_S, presence_S, frequency_S = self._floats_FS
         top_p_S, min_p_S = self._doubles_FS
         # the spare slot draws like any other
         for values_S, neutral in ((top_k_S, vocab_size), (temperatures_S, 1), (repetition_S, 1), (top_p_S, 1)):
             values_S.fill_(neutral)
-        noisy_S, truncated_S, penalised_S = self._bools_FS
+        noisy_S, truncated_S, penalised_S, scored_S = self._bools_FS
         self._edit_fields = {
             "sizes_S": sizes_S,
             "repetition_S": repetition_S,
@@ -118,6 +118,7 @@ class Slots:
             "keys": Keys(seeds_S, temperatures_S, noisy_S),
             "truncation": Truncation(top_k_N=top_k_S, top_p_N=top_p_S, min_p_N=min_p_S),
             "truncated_S": truncated_S,
+            "scored_S": scored_S,
             "ones_S": torch.ones(size, dtype=torch.float32, device=device),
         }
         self.needs: IntArray = np.zeros(size, np.int64)  # `Needs`; the host keeps it, to choose the steps of a round
@@ -159,7 +160,7 @@ class Slots:
                 [sampling.seed, top_k, len(entries), allowed],
                 [temperature, sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty],
                 [sampling.top_p, sampling.min_p] if truncated else [1.0, 0.0],
-                [not sampling.greedy, truncated, sampling.has_penalties],
+                [not sampling.greedy, truncated, sampling.has_penalties, sampling.logprobs is not None],
                 *(zip(*entries, strict=True) if entries else ((), (), ())),
             ],
         )

@@ -116,6 +116,7 @@ class StandIns:
                 and shape.chunk >= wanted.chunk
                 and shape.nodes >= wanted.nodes
                 and shape.truncated >= wanted.truncated
+                and shape.scored_rows >= wanted.scored_rows
                 and shape.pages >= wanted.pages
                 and shape.chunk + shape.trees <= _ROOM * rows
                 and shape.members <= _ROOM * wanted.members
@@ -146,6 +147,7 @@ class StandIns:
             chunk_members=min(wanted.chunk_members, 1),  # most often one prompt is read beside answers
             tree_members=members if trees else 0,
             truncated=min(power_of_two(2 * wanted.truncated), trees) if wanted.truncated else 0,
+            scored_rows=min(power_of_two(2 * wanted.scored_rows), trees) if wanted.scored_rows else 0,
         )
 
 
@@ -161,6 +163,7 @@ def _kind(shape: RoundShape) -> RoundShape:
         chunk_members=0,
         tree_members=0,
         truncated=0,
+        scored_rows=0,
     )
 
 

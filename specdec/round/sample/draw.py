@@ -34,12 +34,13 @@ class Nucleus(IntEnum):
 class Sampling:
     """The sampling parameters of all slots. A greedy slot has temperature 1, no noise and no filter. ones_S: temperatures of 1.
 
-    truncated_S: bool, whether a filter drops anything.
+    truncated_S: bool, whether a filter drops anything. scored_S: bool, whether log probabilities are wanted.
     """
 
     keys: Keys
     truncation: Truncation
     truncated_S: Tensor
+    scored_S: Tensor
     ones_S: Tensor
     edits: Edits
 
@@ -93,13 +94,17 @@ def truncated(
         return scores_TV, None
     if not 0 < most < len(scores_TV):
         return _among(scores_TV, sampling.truncation.of(owners_T), nucleus)
-    # those with filters come first
-    chosen_N = sampling.truncated_S[owners_T].to(torch.int8).sort(descending=True, stable=True).indices[:most]
+    chosen_N = first_rows(sampling.truncated_S[owners_T], most)
     left_NV, settled_N = _among(scores_TV[chosen_N], sampling.truncation.of(owners_T[chosen_N]), nucleus)
     scores_TV.index_copy_(0, chosen_N, left_NV)
     if settled_N is None:
         return scores_TV, None
     return scores_TV, torch.ones(len(scores_TV), dtype=torch.bool, device=scores_TV.device).index_copy_(0, chosen_N, settled_N)
+
+
+def first_rows(wanted_T: Tensor, most: int) -> Tensor:
+    """int64 [most]: the rows that are wanted, in order, then others. wanted_T: bool."""
+    return wanted_T.to(torch.int8).sort(descending=True, stable=True).indices[:most]
 
 
 def _among(scores_NV: Tensor, limits: Truncation, nucleus: Nucleus) -> tuple[Tensor, Tensor | None]:

@@ -168,17 +168,24 @@ def test_what_traffic_brings_most_finds_room_that_is_recorded_at_start_up(stand_
             assert run(stand_ins, graphs, wanted) in recorded, wanted
 
 
-def test_rows_with_filters_have_room_in_a_stand_in(graphs: Recorded, stand_ins: StandIns) -> None:
-    def narrow(truncated: int, trees: int = 24) -> RoundShape:
-        return shape(12, trees, 4, nucleus=Nucleus.NARROW, truncated=truncated)
+@pytest.mark.parametrize("field", ["truncated", "scored_rows"])
+def test_rows_with_filters_or_scores_have_room_in_a_stand_in(graphs: Recorded, stand_ins: StandIns, field: str) -> None:
+    kind: dict[str, Any] = {"nucleus": Nucleus.NARROW} if field == "truncated" else {"scored": True}
 
-    roomy = stand_ins.choose(narrow(2), always)
-    assert (roomy.trees, roomy.truncated) == (32, 4)
+    def some(rows: int) -> RoundShape:
+        return shape(12, 24, 4, **kind, **{field: rows})
+
+    roomy = stand_ins.choose(some(2), always)
+    assert (roomy.trees, getattr(roomy, field)) == (32, 4)
     graphs.launch(roomy)
-    assert stand_ins.choose(narrow(4), always) == roomy
-    assert stand_ins.choose(narrow(8), always).truncated == 16, "more than that is room for"
-    assert stand_ins.choose(narrow(2), lambda larger: larger != roomy) == narrow(2)
-    assert stand_ins.choose(shape(12, 24, 4), always).nucleus is Nucleus.NONE
+    assert stand_ins.choose(some(4), always) == roomy
+    assert getattr(stand_ins.choose(some(8), always), field) == 16, "more than that is room for"
+    assert stand_ins.choose(some(2), lambda larger: larger != roomy) == some(2)
+    others = stand_ins.choose(shape(12, 24, 4), always)
+    assert (others.nucleus, others.scored) == (Nucleus.NONE, False)
+
+
+def test_at_start_up_all_rows_have_filters_or_none(stand_ins: StandIns) -> None:
     usual = list(stand_ins.usual(shape(1, 2, 2, nucleus=Nucleus.NARROW, truncated=2)))
     assert all(found.truncated == found.trees for found in usual)
     assert all(found.truncated == 0 for found in stand_ins.usual(shape(1, 2, 2)))

@@ -25,7 +25,9 @@ def sampling_of(params: SamplingParams, seeds_S: Tensor, vocab_size: int) -> Sam
     slots.enter(0, occupant, 1, restricted=False)
     one, zeros_S = slots.sampling, torch.zeros_like(seeds_S)
     keys = type(one.keys)(seeds_S, one.keys.temperatures_S[zeros_S], one.keys.noisy_S[zeros_S])
-    return Sampling(keys, one.truncation.of(zeros_S), one.truncated_S[zeros_S], one.ones_S[zeros_S], one.edits)
+    return Sampling(
+        keys, one.truncation.of(zeros_S), one.truncated_S[zeros_S], one.scored_S[zeros_S], one.ones_S[zeros_S], one.edits
+    )
 
 
 def verification(

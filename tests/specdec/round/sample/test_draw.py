@@ -15,7 +15,7 @@ from specdec.kernels.tree_rows import TreeRows
 from specdec.request import SamplingParams
 from specdec.round.drafts import SharedNoiseRanking
 from specdec.round.rows import Entries
-from specdec.round.sample.draw import Nucleus, draw, probabilities
+from specdec.round.sample.draw import Nucleus, draw, first_rows, probabilities
 from specdec.round.slots import Occupant, Slots
 from tests.specdec.conftest import plan_of, rows_of
 
@@ -178,6 +178,12 @@ def test_few_rows_with_filters_among_many_are_looked_at_alone(nucleus: Nucleus, 
     logits[1] = 0.0
     p_few, p_whole = (probabilities(logits, rows, slots.sampling, nucleus, count)[0] for count in (most, 0))
     assert torch.equal(p_few, p_whole)
+
+
+def test_wanted_rows_come_first_in_order() -> None:
+    wanted = torch.tensor([False, True, False, True, True, False])
+    assert first_rows(wanted, 4).tolist() == [1, 3, 4, 0]
+    assert first_rows(wanted, 2).tolist() == [1, 3]
 
 
 def test_ties_go_to_the_lower_token() -> None:
