@@ -20,28 +20,16 @@ from specdec.draft.calibration import Calibration
 from specdec.draft.cost import CostTable
 from specdec.draft.forecast import Forecast
 from specdec.draft.habits import Habits
+from specdec.draft.trials import Trials
 from specdec.kernels.tree_select import OFFERED
 
 # A draft that is left out is not lost: the next round offers it again, with more evidence. So where rows are weighed against
 # each other, drafts count for less than what they give. The best value lies between 0.6 and 0.85 for three tables of costs
 # (same simulation as in `forecast.py`), and more makes more requests lose.
 _VALUE = 0.7
-# Against a plain round they count for nearly all of it. This, the trials below and how long they are: fitted in a simulation of
-# traffic, 336 answers of SmolLM2-135M-Instruct at 1, 8, 32 and 128 in flight, with costs of an H200 whose host is as fast as it
-# was measured, or half as fast. The best are within a percent of each other.
+# Against a plain round they count for nearly all of it (same simulation as in `trials.py`).
 _WHOLE = 0.9
 _MARGIN = 1.01  # by so much a dearer round must promise to be better: medians of rounds differ by as much from minute to minute
-# Where drafting does not pay, it stops. It is tried again for a few rounds, also when a new sequence has come, whenever rounds
-# without it have made up for that: trials take this share of the time, a tenth of what is lost where nothing matches at all.
-# Part of what drafting has gained may go there too, so that it is found back soon where it pays now and then.
-_TRIALS = 0.01
-_EARNED, _FASTER = 0.3, 0.04
-_TRIAL = 2  # rounds: so many teach what a sequence's drafters offer
-# Where drafting pays and the host would set the pace of plain rounds, these are tried as well, for the same share of the time,
-# unless it is clear: what they take the host is not known any more once they do not run, and varies by half within minutes.
-_CLEAR = 1.5  # times as fast as plain decoding
-_PLAIN_TRIAL = 4  # rounds: what the host takes is known from the third of a kind on
-_SPACING = 16  # rounds between such trials, at least
 _LEAST, _MOST = 0.02, 0.95  # of the survival that is worth a row
 _NEWS = 0.02  # chances that moved less are not told again
 
@@ -101,15 +89,9 @@ class Planner:
         self._adaptive = adaptive
         self._buckets = row_buckets
         self._wider: dict[tuple[int, bool], IntArray] = {}
-        self._trial = 0  # rounds that drafters are still tried for
-        self._saved = math.inf  # seconds that trials may take
+        self._trials = Trials()
         self._plain = 0.0  # seconds of a plain round, as it was last weighed
         self._extra = 0.0  # of a round with drafts over a plain one, as it was last planned: seconds
-        self._earned = 0.0  # seconds of what drafting has gained that trials may take as well
-        self._cost = 0.0  # of a round with drafters that verifies nothing, over a plain one: seconds
-        self._plain_trial = 0  # rounds that plain decoding is still tried for
-        self._since_plain = 0  # rounds since then in which it was not clear that drafting pays
-        self._fresh = False  # whether a sequence has come since the last decision
         # of the rounds for which drafting was found not to pay: the bucket of their members, and what was known
         self._resting: tuple[int, int, int] | None = None
         self._num_seen = 0  # rounds with drafters whose outcome is known
@@ -121,7 +103,7 @@ class Planner:
         """A new sequence takes a slot."""
         self._forecast.enter(slot)
         self._habits.enter(slot, temperature)
-        self._fresh = True
+        self._trials.enter()
 
     def new_chances(self) -> FloatArray | None:
         """float64 [X], how likely each kind is right; None where that has hardly changed since it was asked last."""
@@ -145,8 +127,8 @@ class Planner:
         """
         nodes = np.minimum(most, 1)
         resting = members_bucket(len(slots)), self.costs.host_version, self._num_seen
-        if self._resting == resting and not self._may_try():  # nothing was learned since that was found
-            self._save(self._plain)
+        if self._resting == resting and not self._trials.may_begin():  # nothing was learned since that was found
+            self._trials.save(self._plain)
             return Budgets(nodes, np.ones(len(slots)), 0.0, False)
         most = np.minimum(most, self.max_nodes)
         room = self._max_rows - int(nodes.sum())
@@ -185,7 +167,7 @@ class Planner:
                 self._extra = float(seconds_K[place]) - plain
         cost = max(self.costs.trial(base, members, context) - plain, 0.0)
         paced = plain > self.costs.plain(base, context)
-        if not self._drafts(lead if best else 0.0, cost, plain, paced):
+        if not self._trials.drafts(lead if best else 0.0, cost, plain, paced):
             return Budgets(nodes, np.ones(members), 0.0, False), best > 0
         least = _LEAST  # where nothing is verified, all that is offered is told, so that it is known what would pay
         if self._buckets is None:  # what is not found takes no row
@@ -219,57 +201,6 @@ class Planner:
         found: IntArray = counts[: int(counts.searchsorted(most)) + 1]
         return found
 
-    def _drafts(self, lead: float, cost: float, plain: float, paced: bool) -> bool:
-        """Whether drafters run: where they pay, where they cost next to nothing, and where they are tried.
-
-        Args:
-            lead: how many times as fast as plain decoding drafting promises to be; 0 where it does not pay.
-            cost: seconds that drafters add where nothing is verified.
-            plain: seconds of a plain round.
-            paced: whether the host sets its pace.
-        """
-        self._cost = cost
-        if lead or cost < _TRIALS * plain:
-            self._trial, self._fresh = 0, False
-            self._saved = max(self._saved, self._most_saved)
-            return not (paced and self._tries_plain(lead))
-        if self._trial or self._may_try():
-            self._trial = (self._trial or _TRIAL) - 1
-            self._saved = min(self._saved, self._most_saved) - cost
-            self._fresh = False
-            return True
-        self._save(plain)
-        return False
-
-    def _tries_plain(self, lead: float) -> bool:
-        """Whether a round goes without drafters although they pay."""
-        if not 0.0 < lead < _CLEAR:
-            return False
-        if not self._plain_trial:
-            self._since_plain += 1
-            # each round of drafting allows for a hundredth of what a plain one takes; each plain one loses what drafting gains
-            due = _PLAIN_TRIAL * (1.0 - 1.0 / lead) / _TRIALS
-            if self._since_plain < max(due, _SPACING):
-                return False
-            self._plain_trial = _PLAIN_TRIAL
-        self._plain_trial -= 1
-        self._since_plain = 0
-        return True
-
-    def _may_try(self) -> bool:
-        """Whether drafters may be tried. What is saved allows two trials at most, one of which is kept for new sequences."""
-        return bool(self._trial) or self._saved >= self._most_saved / (2 if self._fresh else 1)
-
-    def _save(self, plain: float) -> None:
-        """A round that takes so long goes without drafters."""
-        earned = min(self._earned, _FASTER * plain)
-        self._earned -= earned
-        self._saved = min(self._saved + _TRIALS * plain + earned, self._most_saved)
-
-    @property
-    def _most_saved(self) -> float:
-        return 2 * _TRIAL * self._cost
-
     def _least(self, rate: float, rows: int, distinct: float, members: int, context: int) -> float:
         """The survival that is worth a row: what drafts more cost, in tokens at this round's rate."""
         step = 2.0
@@ -286,8 +217,7 @@ class Planner:
         only_offered_M = (seen.drafted == 0) & (seen.offers >= 0)
         slots, kinds, right = seen.slots[only_offered_M], seen.offers[only_offered_M], seen.offered[only_offered_M]
         if seen.drafted.any():
-            gained = self._plain * float(seen.accepted.sum()) / len(seen.slots) - self._extra
-            self._earned = max(self._earned + _EARNED * gained, 0.0)
+            self._trials.earn(self._plain * float(seen.accepted.sum()) / len(seen.slots) - self._extra)
             verified = _verified(seen)
             slots, kinds, right = map(np.concatenate, zip((slots, kinds, right), verified, strict=True))
         if len(kinds):
