@@ -94,7 +94,7 @@ class LookupDrafter:
         self._to_learn.clear()
         self._corpus_C.fill_(SEPARATOR)
 
-    def prepare(self) -> None:
+    def catch_up(self) -> None:
         """Answers join the corpus when drafters are asked next, so that they cost nothing while these rest: at its end, since
         later places come first, and so that none is parted."""
         if count := len(self._to_learn):

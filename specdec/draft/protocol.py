@@ -133,8 +133,8 @@ class Drafter(Protocol):
     observes, by name (`embedding`, `layers.<i>`, `norm`), each given to it separately. cache_specs: layers of its own, which
     live in the target's pages at the same positions; so prefix-cache hits, preemption and page accounting hold for them.
     shared_names, where a drafter has it: those of its names whose drafts come from what other sequences said; sequences of a
-    group get none of them. Such a drafter has a method `forget()` too: what others said is gone. prepare(), where a drafter has
-    it: a round is to be enqueued in which it will be asked. From the host, in the order of the device's stream.
+    group get none of them. Such a drafter has a method `forget()` too: what others said is gone. catch_up(), where a drafter
+    has it: a round is to be enqueued in which it will be asked. From the host, in the order of the device's stream.
     """
 
     names: tuple[str, ...]

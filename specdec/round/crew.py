@@ -60,12 +60,12 @@ class Crew:
             if getattr(drafter, "shared_names", ()):
                 drafter.forget()  # type: ignore[attr-defined]
 
-    def prepare(self) -> None:
+    def catch_up(self) -> None:
         """The next round asks them."""
         for number, drafter in list(self._working.items()):
             try:
-                if prepare := getattr(drafter, "prepare", None):
-                    prepare()
+                if catch_up := getattr(drafter, "catch_up", None):
+                    catch_up()
             except torch.OutOfMemoryError:
                 raise
             except Exception:

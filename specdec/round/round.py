@@ -107,7 +107,7 @@ class Round:
         recorded = min(chunk, GRAPH_CHUNK)
         self.stand_ins = StandIns(self.graphs, most_members=members, most_pages=slots.max_pages, most_chunk=recorded)
         self._tables = Tables(
-            self.shape_of,
+            lambda plan: self.shape_of(plan),
             self._fits,
             self.stand_ins,
             members=members,
@@ -184,7 +184,7 @@ class Round:
     def enqueue(self, plan: RoundPlan) -> None:
         """One more round. Between two rounds of a small model there is time for little more than this."""
         if plan.drafting:
-            self.drafting.crew.prepare()
+            self.drafting.crew.catch_up()
         shape, firsts = self._tables.put(plan)
         recorded = shape in self.graphs
         self._turn += 1

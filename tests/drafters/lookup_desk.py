@@ -54,7 +54,7 @@ class Desk:
         return tokens
 
     def view(self, *slots: int) -> DraftView:
-        self.drafter.prepare()  # as before every round that drafts
+        self.drafter.catch_up()  # as before every round that drafts
         texts = texts_of([[0]] * len(self.lengths), room=ROOM)
         texts.tokens_SL.copy_(self.tokens_SL)
         texts.lengths_S.copy_(torch.tensor(self.lengths))

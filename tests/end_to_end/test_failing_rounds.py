@@ -150,8 +150,8 @@ class Faulty:
     def leave(self, slot: int, output: Sequence[int]) -> None:
         self._call("leave", slot, output)
 
-    def prepare(self) -> None:
-        self._call("prepare")
+    def catch_up(self) -> None:
+        self._call("catch_up")
 
     def draft(self, view: DraftView) -> Drafts:
         drafts: Drafts = self._call("draft", view)
@@ -162,7 +162,7 @@ class Faulty:
 
 
 @pytest.mark.parametrize("drafters", [("adversarial",), ALL_DRAFTERS], ids=["alone", "beside others"])
-@pytest.mark.parametrize("step", ["enter", "leave", "prepare", "draft", "observe"])
+@pytest.mark.parametrize("step", ["enter", "leave", "catch_up", "draft", "observe"])
 def test_a_drafter_that_fails_costs_speed(
     stage: Stage, pool: Pool, drafters: tuple[str, ...], step: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -172,7 +172,7 @@ def test_a_drafter_that_fails_costs_speed(
     crew.drafters = tuple(crew._working.values())
     for name, completion in traffic(llm, {0: pool.requests[:4], 5: pool.requests[4:8]}).items():
         hold(completion, pool.expected[name])
-    assert len(crew._working) == (0 if step in ("prepare", "draft", "observe") else len(crew.drafters))
+    assert len(crew._working) == (0 if step in ("catch_up", "draft", "observe") else len(crew.drafters))
     assert not any("round failed" in record.message for record in caplog.records)
 
 
