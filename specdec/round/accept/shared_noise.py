@@ -18,7 +18,6 @@ class SharedNoise:
 
     def accept(self, verification: Verification) -> Accepted:
         """See `AcceptanceRule.accept`."""
-        rows, layout = verification.rows, verification.layout
-        given = verification
-        drawn = draw(given.logits_TV, rows, given.sampling, given.nucleus, given.truncated)
+        rows, layout, sampling = verification.rows, verification.layout, verification.sampling
+        drawn = draw(verification.logits_TV, rows, sampling, verification.nucleus, verification.truncated)
         return walk_trees(rows, layout.nodes_M, layout.firsts_M, drawn.tokens_T, drawn.tops_T, drawn.settled_T)
